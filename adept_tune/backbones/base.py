@@ -1,0 +1,70 @@
+"""The face of a frozen language model that is driven through input embeddings.
+
+Shape legend: N rows of a pass, S source positions (prompt and text), T target tokens, L labels, D embedding width,
+V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Backbone(ABC):
+    """A frozen model: embeddings in, losses and greedy text out.
+
+    No operation mixes rows, so a row's result does not depend on its company. Nothing here trains or changes a weight.
+
+    Attributes:
+        d_model: Width of an input embedding.
+        vocab_size: Rows of the input embedding table.
+        device: Where the weights are.
+        dtype: What the weights and activations are held in.
+        eos_id: Token that ends a target.
+        pad_id: Token that fills short rows.
+    """
+
+    d_model: int
+    vocab_size: int
+    device: torch.device
+    dtype: torch.dtype
+    eos_id: int
+    pad_id: int
+
+    @property
+    @abstractmethod
+    def table_VD(self) -> Tensor:
+        """The frozen input embeddings, as the model reads them."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings of token ids of any shape, `(*ids, d_model)`, in the backbone's dtype."""
+        return torch.nn.functional.embedding(ids, self.table_VD)
+
+    @abstractmethod
+    def target_nll(
+        self, embeds_NSD: Tensor, mask_NS: Tensor, target_NT: Tensor, target_mask_NT: Tensor
+    ) -> Tensor:
+        """Negative log-likelihood of each row's target, differentiable in the embeddings.
+
+        Args:
+            embeds_NSD: What the model reads; cast to its dtype.
+            mask_NS: Bool, true where there is something to read.
+            target_NT: Token ids, padded on the right, end token included.
+            target_mask_NT: Bool, true on real target tokens.
+
+        Returns:
+            `(rows, target)` nats, float32 (float64 for a float64 backbone), zero on padding.
+        """
+
+    @abstractmethod
+    def read(self, embeds_NSD: Tensor, mask_NS: Tensor) -> Any:
+        """Read sources once, for several questions about them. No gradient."""
+
+    @abstractmethod
+    def label_nll(self, source: Any, labels: list[list[int]]) -> Tensor:
+        """Negative log-likelihood of each of L fixed targets for each row, `(rows, L)` nats. No gradient."""
+
+    @abstractmethod
+    def greedy(self, source: Any, max_tokens: int) -> Tensor:
+        """Greedy decoding, `(rows, at most max_tokens)`; after a row's end token come pad tokens. No gradient."""

@@ -1,0 +1,173 @@
+"""Find a backbone, say what it is before anything is spent, and load it with an explicit dtype."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from adept_tune import hub
+from adept_tune.backbones.base import Backbone
+from adept_tune.errors import BackboneError
+
+Precision = Literal["fp32", "bf16"]
+
+ENCODER_DECODERS = ("t5", "mt5")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_TOKENIZER = ("config.json", "generation_config.json", "tokenizer*", "spiece.model", "special_tokens_map.json")
+_SAMPLE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What is known of a backbone without its weights.
+
+    Attributes:
+        name: Hub name, or the absolute path of a folder.
+        revision: Commit on the Hub; for a folder, a digest of its configuration, tokenizer and samples of its weights.
+        model_type: transformers' name of the architecture.
+        d_model: Width of an input embedding.
+        vocab_size: Size of the vocabulary.
+        local: Whether `name` is a folder.
+    """
+
+    name: str
+    revision: str
+    model_type: str
+    d_model: int
+    vocab_size: int
+    local: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def inspect_backbone(name: str, revision: str | None = None) -> BackboneInfo:
+    """Read a model's configuration and check that it can be driven by input embeddings.
+
+    Args:
+        name: Hub name (``google-t5/t5-base``) or a folder in transformers' layout.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        BackboneError: No such folder content, or an architecture that cannot be driven.
+        HubError: The Hub cannot be reached and does not have the model cached.
+    """
+    folder = Path(name).expanduser()
+    local = folder.is_dir()
+    if local:
+        config = _read_config(folder)
+        name, revision = str(folder.resolve()), _fingerprint(folder)
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise BackboneError(f"model {name!r}: no such folder; give a folder with a config.json, or a Hub name")
+    else:
+        config, revision = _config_from_hub(name, revision)
+    model_type = str(config.get("model_type", "unknown"))
+    if model_type not in ENCODER_DECODERS:
+        raise BackboneError(
+            f"model {name!r} is of type {model_type!r}; adept_tune drives encoder-decoders of the T5 family "
+            f"({', '.join(ENCODER_DECODERS)})"
+        )
+    return BackboneInfo(name, revision, model_type, int(config["d_model"]), int(config["vocab_size"]), local)
+
+
+def fetch_weights(info: BackboneInfo) -> None:
+    """Bring a Hub model into this machine's cache, with progress bars, so that loading it later only reads.
+
+    Raises:
+        HubError: The Hub cannot be reached and the weights are not cached.
+    """
+    if info.local:
+        return
+    with hub.access(f"the weights of {info.name}", "--model DIR"):
+        from huggingface_hub import snapshot_download
+
+        snapshot_download(info.name, revision=info.revision, allow_patterns=[*_WEIGHTS, *_TOKENIZER])
+
+
+def load_tokenizer(info: BackboneInfo) -> Any:
+    """The backbone's tokenizer.
+
+    Raises:
+        BackboneError: A folder without a readable tokenizer.
+        HubError: The Hub cannot be reached and the tokenizer is not cached.
+    """
+    from transformers import AutoTokenizer
+
+    if info.local:
+        try:
+            return AutoTokenizer.from_pretrained(info.name)
+        except (OSError, ValueError, KeyError) as error:
+            raise BackboneError(f"model {info.name}: no readable tokenizer ({error})") from error
+    with hub.access(f"the tokenizer of {info.name}", "--model DIR"):
+        return AutoTokenizer.from_pretrained(info.name, revision=info.revision)
+
+
+def load_backbone(info: BackboneInfo, device: str, precision: Precision = "fp32") -> Backbone:
+    """Load the weights, frozen, with an explicit dtype and SDPA attention.
+
+    `from_pretrained` is used because it compares what the file holds: transformers 5 ties an untied head (T5 v1.1,
+    flan) when weights are loaded with `load_state_dict`.
+
+    Raises:
+        BackboneError: The weights cannot be read, or hold numbers that are not finite.
+        HubError: The Hub cannot be reached and the weights are not cached.
+    """
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
+    from transformers.utils import logging as transformers_logging
+
+    from adept_tune.backbones.encoder_decoder import EncoderDecoder
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    options = {"dtype": dtype, "attn_implementation": "sdpa"}
+    if info.local:
+        try:
+            model = AutoModelForSeq2SeqLM.from_pretrained(info.name, **options)
+        except Exception as error:  # transformers, safetensors and torch each raise their own kinds
+            raise BackboneError(f"model {info.name}: cannot load its weights ({type(error).__name__}: {error})") from error
+    else:
+        with hub.access(f"the weights of {info.name}", "--model DIR"):
+            model = AutoModelForSeq2SeqLM.from_pretrained(info.name, revision=info.revision, **options)
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise BackboneError(f"model {info.name}: its weights hold NaN or infinity; the file is damaged")
+    return EncoderDecoder(model.to(device))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BackboneError(f"model {folder}: no config.json there; give a folder written by save_pretrained") from None
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{path}: not readable as JSON ({error})") from error
+    return config
+
+
+def _config_from_hub(name: str, revision: str | None) -> tuple[dict[str, Any], str]:
+    with hub.access(f"the model {name}", "--model DIR"):
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(name, "config.json", revision=revision))
+    config: dict[str, Any] = json.loads(path.read_text())
+    return config, path.parent.name  # the cache keeps each commit in a folder of its name
+
+
+def _fingerprint(folder: Path) -> str:
+    """Digest of a model folder: small files whole, weights by size and samples of a MiB at either end."""
+    digest = hashlib.sha256()
+    small = [p for p in folder.iterdir() if p.name.startswith(("config.json", "tokenizer", "spiece"))]
+    for path in sorted(small):
+        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name}{size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE_BYTES))
+            file.seek(max(0, size - _SAMPLE_BYTES))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:40]

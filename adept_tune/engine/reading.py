@@ -1,0 +1,203 @@
+"""What a stack of trained tensors makes a backbone answer: the one way from text to score.
+
+Training, validation, the test and prediction all go through `Reader`, so what was trained on is what is decoded with.
+
+Shape legend: K trials, B rows of each, S source tokens, P rows of a pass (all trials), D embedding width, L labels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adept_tune.backbones.base import Backbone
+from adept_tune.methods.base import Method, Stacking
+from adept_tune.tasks.metrics import Score, parse_label, score
+from adept_tune.tasks.tokens import Ragged, TokenSplit, pad
+
+
+class Codec(Protocol):
+    """The part of a tokenizer that reading needs."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, end token included."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A stack of trained tensors and what differs between its trials."""
+
+    tensors: Mapping[str, Tensor]
+    stacking: Stacking
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one trial makes of one split.
+
+    Attributes:
+        score: The task's metric with its standard error.
+        loss: Negative log-likelihood of the right label, normalised over the label set, mean nats a row: comparable
+            between label texts of different length, ln(labels) for a model that knows nothing.
+        texts: What was decoded, one a row.
+    """
+
+    score: Score
+    loss: float
+    texts: tuple[str, ...]
+
+
+class Reader:
+    """Reads rows with a stack of adapters.
+
+    Args:
+        backbone: The frozen model.
+        method: Whose tensors.
+        codec: Text to tokens and back.
+        metric: Name of the task's metric.
+        label_sets: Token ids of every label text, by style.
+        label_texts: The texts, by style.
+        pad_id: Token that fills short rows.
+        tokens_per_pass: Most source tokens of all trials together in one evaluation pass.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: Method,
+        codec: Codec,
+        metric: str,
+        label_sets: Mapping[str, Ragged],
+        label_texts: Mapping[str, tuple[str, ...]],
+        pad_id: int,
+        tokens_per_pass: int = 8192,
+    ) -> None:
+        self._backbone = backbone
+        self._method = method
+        self._codec = codec
+        self._metric = metric
+        self._label_ids = {style: [ids.tolist() for ids in ragged] for style, ragged in label_sets.items()}
+        self._label_texts = label_texts
+        self._pad_id = pad_id
+        self._tokens_per_pass = tokens_per_pass
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, end token included."""
+        return self._codec.encode(text)
+
+    def embed(
+        self,
+        trained: Trained,
+        ids_KBS: Tensor,
+        mask_KBS: Tensor,
+        row_P: Tensor | None = None,
+        keep_KBSR: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the backbone reads.
+
+        Args:
+            trained: The stack.
+            ids_KBS: Source tokens, padded on the right.
+            mask_KBS: Bool, true on real tokens.
+            row_P: Rows of the flattened `(K, B)` that are real; None takes all.
+            keep_KBSR: Dropout factors in training.
+
+        Returns:
+            Embeddings `(rows of the pass, prompt + source, d_model)` and their bool mask.
+        """
+        dtype = next(iter(trained.tensors.values())).dtype
+        stacking = Stacking(trained.stacking.prompt_length_K, trained.stacking.width_K, keep_KBSR)
+        tokens_KBSD = self._backbone.embed(ids_KBS).to(dtype)
+        embeds, mask = self._method.forward(trained.tensors, tokens_KBSD, mask_KBS, stacking)
+        embeds_PSD, mask_PS = embeds.flatten(0, 1), mask.flatten(0, 1)
+        if row_P is not None:
+            embeds_PSD, mask_PS = embeds_PSD.index_select(0, row_P), mask_PS.index_select(0, row_P)
+        return embeds_PSD, mask_PS
+
+    @torch.no_grad()
+    def evaluate(
+        self, trained: Trained, split: TokenSplit, should_stop: Callable[[], bool] = lambda: False
+    ) -> list[Evaluation] | None:
+        """Score every trial of a stack on a split; None where `should_stop` said so between passes."""
+        num_trials, num_rows = len(trained.labels), len(split.labels)
+        texts = np.empty((num_trials, num_rows), dtype=object)
+        loss = np.empty((num_trials, num_rows))
+        for rows in self._chunks(split.sources, num_trials, trained):
+            if should_stop():
+                return None
+            texts[:, rows], loss[:, rows] = self._answers(trained, split, rows)
+        gold = split.labels.tolist()
+        return [
+            Evaluation(
+                score(self._metric, [parse_label(text, self._label_texts[style]) for text in texts[k]], gold),
+                float(loss[k].mean()),
+                tuple(texts[k]),
+            )
+            for k, style in enumerate(trained.labels)
+        ]
+
+    @torch.no_grad()
+    def decode(self, trained: Trained, sources: Ragged) -> list[list[str]]:
+        """Greedy texts of every trial of a stack, `[trial][row]`."""
+        texts = np.empty((len(trained.labels), len(sources)), dtype=object)
+        for rows in self._chunks(sources, len(trained.labels), trained):
+            texts[:, rows] = self._greedy(trained, self._read(trained, sources, rows), len(rows))
+        return [list(row) for row in texts]
+
+    def _chunks(self, sources: Ragged, num_trials: int, trained: Trained) -> list[NDArray[np.int64]]:
+        """Rows of similar length together, as many as a pass holds."""
+        order = np.argsort(sources.lengths, kind="stable")
+        lengths = sources.lengths[order] + trained.tensors["prompt"].shape[1]
+        chunks, start = [], 0
+        for i in range(len(order)):
+            if i > start and (i - start + 1) * lengths[i] * num_trials > self._tokens_per_pass:
+                chunks.append(order[start:i])
+                start = i
+        chunks.append(order[start:])
+        return chunks
+
+    def _read(self, trained: Trained, sources: Ragged, rows: NDArray[np.int64]) -> object:
+        ids_BS, mask_BS = pad(sources, rows, self._pad_id)
+        device, num_trials = self._backbone.device, len(trained.labels)
+        ids_KBS = torch.from_numpy(ids_BS.astype(np.int64)).to(device).expand(num_trials, -1, -1)
+        mask_KBS = torch.from_numpy(mask_BS).to(device).expand(num_trials, -1, -1)
+        return self._backbone.read(*self.embed(trained, ids_KBS, mask_KBS))
+
+    def _greedy(self, trained: Trained, source: object, num_rows: int) -> NDArray[np.object_]:
+        limits = [max(len(ids) for ids in self._label_ids[style]) for style in trained.labels]
+        decoded = self._backbone.greedy(source, max(limits)).tolist()
+        texts = np.empty(len(decoded), dtype=object)
+        seen: dict[tuple[int, ...], str] = {}
+        for i, ids in enumerate(decoded):
+            # A trial's limit is that of its own labels, whatever its neighbours' are.
+            key = tuple(ids[: limits[i // num_rows]])
+            if key not in seen:
+                seen[key] = self._codec.decode(key)
+            texts[i] = seen[key]
+        return texts.reshape(len(trained.labels), num_rows)
+
+    def _answers(
+        self, trained: Trained, split: TokenSplit, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
+        """Texts and label losses `(K, rows)` of one chunk."""
+        source = self._read(trained, split.sources, rows)
+        texts = self._greedy(trained, source, len(rows))
+        gold_B = torch.from_numpy(split.labels[rows].astype(np.int64)).to(self._backbone.device)
+        loss = np.empty(texts.shape)
+        for style in dict.fromkeys(trained.labels):
+            mine = [k for k, other in enumerate(trained.labels) if other == style]
+            nll_PL = self._backbone.label_nll(source, self._label_ids[style])
+            log_p_KBL = (-nll_PL).double().log_softmax(-1).view(*texts.shape, -1)[mine]
+            chosen_KB = log_p_KBL.gather(-1, gold_B.expand(len(mine), -1)[..., None])[..., 0]
+            loss[mine] = -chosen_KB.cpu().numpy()
+        return texts, loss

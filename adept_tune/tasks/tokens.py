@@ -1,0 +1,363 @@
+"""Rows as token ids: made once a data set and tokenizer, kept in one file, shared by all trials.
+
+Every host of every search needs the same arrays. The file's name is a hash of all that they depend on, so
+a file is either right or not there, and nothing has to be invalidated.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adept_tune.errors import TaskError
+from adept_tune.tasks.metrics import Score, chance
+from adept_tune.tasks.rows import Rows, Splits
+from adept_tune.tasks.task import SPLITS, Task
+
+# Goes up when the layout or the way of tokenising changes; older files are then left alone and not read.
+FORMAT_VERSION = 1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Rows of different length, end to end.
+
+    Args:
+        values: int32, `(sum of lengths,)`.
+        offsets: int64, `(rows + 1,)`; row i is `values[offsets[i]:offsets[i + 1]]`.
+    """
+
+    values: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def from_lists(cls, rows: Iterable[Sequence[int]]) -> "Ragged":
+        """Pack lists of ints; a row may be empty."""
+        lists = list(rows)
+        offsets = np.zeros(len(lists) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in lists], out=offsets[1:])
+        values = np.fromiter(chain.from_iterable(lists), dtype=np.int32, count=int(offsets[-1]))
+        return cls(values, offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> NDArray[np.int32]:
+        """Return one row, as a view; a negative index counts from the end."""
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.values[self.offsets[place] : self.offsets[place + 1]]
+
+    def __iter__(self) -> Iterator[NDArray[np.int32]]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Length of each row, `(rows,)`."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSplit:
+    """One split as token ids; all parts are in the order of its rows.
+
+    Args:
+        sources: Source texts.
+        targets: Label style -> target texts, each ending in the end-of-sequence token.
+        labels: Label numbers, int32, `(rows,)`.
+    """
+
+    sources: Ragged
+    targets: Mapping[str, Ragged]
+    labels: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """All that training, evaluation and scoring need of a task, without its texts.
+
+    Args:
+        task: Name of the task.
+        metric: A key of `metrics.METRICS`.
+        train: Rows for training.
+        validation: Rows for choosing.
+        test: Rows for one figure at the end.
+        label_sets: Label style -> token ids of each label, each ending in the end-of-sequence token. Only the
+            styles whose texts this tokenizer gives back unchanged.
+        label_texts: Label style -> text of each label.
+        pad_id: Fills batches; masked wherever it does.
+        max_source_length: In tokens; no source is longer.
+        chance: Score of the best constant answer on the validation rows.
+        fingerprint: Hash of everything above and of the tokenizer; equal means equal data.
+    """
+
+    task: str
+    metric: str
+    train: TokenSplit
+    validation: TokenSplit
+    test: TokenSplit
+    label_sets: Mapping[str, Ragged]
+    label_texts: Mapping[str, tuple[str, ...]]
+    pad_id: int
+    max_source_length: int
+    chance: Score
+    fingerprint: str
+
+
+def default_cache_dir() -> Path:
+    """Return the folder for token files: `$ADEPT_TUNE_CACHE`, or ~/.cache/adept_tune."""
+    return Path(os.environ.get("ADEPT_TUNE_CACHE") or "~/.cache/adept_tune").expanduser()
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Return a hash of a fast tokenizer: equal exactly if it turns every text into the same ids.
+
+    Raises:
+        TaskError: The tokenizer is not a fast one, so what it does is not in one file.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise TaskError(f"tokenizer {type(tokenizer).__name__} has no tokenizer.json; give one that has")
+    state = json.loads(backend.to_str())
+    # Left there by the last call, and set anew by each; they are not the tokenizer's own.
+    state.pop("truncation", None)
+    state.pop("padding", None)
+    state["special"] = [tokenizer.pad_token_id, tokenizer.eos_token_id]
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def load_task_data(
+    task: Task, splits: Splits, tokenizer: Any, tokenizer_fingerprint: str, cache_dir: Path
+) -> TaskData:
+    """Return a task's rows as token ids, from the cache folder if they were made before.
+
+    Args:
+        task: Whose rows.
+        splits: Its rows, from `rows.load_splits`.
+        tokenizer: A fast transformers tokenizer; called only if the cache has no sound file.
+        tokenizer_fingerprint: From `tokenizer_fingerprint`.
+        cache_dir: Made if absent. A damaged file in it is replaced.
+
+    Raises:
+        TaskError: A row does not fit the task, the tokenizer cannot write the labels in any style or has no
+            end-of-sequence token, or the folder cannot be written.
+    """
+    texts = {split: _texts(task, splits[split]) for split in SPLITS}
+    fingerprint = _fingerprint(task, texts, tokenizer_fingerprint)
+    path = cache_dir / "tokens" / f"{task.name}-{fingerprint[:32]}.safetensors"
+    arrays = _read(path, fingerprint)
+    if arrays is None:
+        arrays = _tokenise(task, texts, tokenizer)
+        _write(path, arrays, fingerprint)
+    return _assemble(task, arrays, fingerprint)
+
+
+def pad(
+    ragged: Ragged, indices: Sequence[int] | NDArray[np.integer[Any]], pad_id: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Stack some rows, filled up on the right to the longest of them.
+
+    Args:
+        ragged: Where the rows lie.
+        indices: Which, in this order; repeats are allowed.
+        pad_id: What to fill with.
+
+    Returns:
+        Ids and mask (True where there is a token), each `(len(indices), longest)`.
+    """
+    places = np.asarray(indices, dtype=np.int64)
+    lengths = ragged.lengths[places]
+    columns = np.arange(lengths.max(initial=0), dtype=np.int64)
+    mask = columns < lengths[:, None]
+    ids = np.full(mask.shape, pad_id, dtype=np.int64)
+    ids[mask] = ragged.values[(ragged.offsets[:-1][places][:, None] + columns)[mask]]
+    return ids, mask
+
+
+# --- making ---
+
+_Texts = tuple[list[str], list[int]]
+_Arrays = dict[str, NDArray[Any]]
+
+
+def _texts(task: Task, rows: Rows) -> _Texts:
+    """Source texts and label numbers of a split."""
+    sources, labels = [], []
+    for index in range(len(rows)):
+        row = rows.row(index)
+        sources.append(task.source(row, rows.split, index))
+        labels.append(task.label_index(row, rows.split, index))
+    return sources, labels
+
+
+def _fingerprint(task: Task, texts: Mapping[str, _Texts], tokenizer: str) -> str:
+    """Hash of all that the token ids depend on."""
+    head = {
+        "format": FORMAT_VERSION,
+        "task": task.name,
+        "metric": task.metric,
+        "template": task.template,
+        "label_sets": {style: list(labels) for style, labels in task.label_sets.items()},
+        "max_source_length": task.max_source_length,
+        "tokenizer": tokenizer,
+    }
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    for split in SPLITS:
+        digest.update(json.dumps([split, *texts[split]]).encode())
+    return digest.hexdigest()
+
+
+def _tokenise(task: Task, texts: Mapping[str, _Texts], tokenizer: Any) -> _Arrays:
+    """All arrays of a task by name."""
+    if tokenizer.eos_token_id is None:
+        raise TaskError(
+            f"task {task.name}: tokenizer {type(tokenizer).__name__} has no end-of-sequence token, "
+            "which ends every answer; give a model whose tokenizer has one"
+        )
+    # A model that was never trained on batches has no padding token; any id does, since it is masked.
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    label_ids = _label_ids(task, tokenizer)
+    arrays: _Arrays = {"pad_id": np.array([pad_id], dtype=np.int32)}
+    for style, ids in label_ids.items():
+        _put(arrays, f"label_sets.{style}", Ragged.from_lists(ids))
+    for split, (sources, labels) in texts.items():
+        # Truncation leaves room for the end-of-sequence token wherever the tokenizer adds one.
+        encoded = tokenizer(
+            sources,
+            truncation=True,
+            max_length=task.max_source_length,
+            padding=False,
+            return_attention_mask=False,
+        )
+        _put(arrays, f"{split}.sources", Ragged.from_lists(encoded["input_ids"]))
+        for style, ids in label_ids.items():
+            _put(arrays, f"{split}.targets.{style}", Ragged.from_lists(ids[label] for label in labels))
+        arrays[f"{split}.labels"] = np.array(labels, dtype=np.int32)
+    return arrays
+
+
+def _label_ids(task: Task, tokenizer: Any) -> dict[str, list[list[int]]]:
+    """Token ids of each label of the usable styles, the end-of-sequence token last.
+
+    A label that does not come back from its own tokens (an unknown word, say) could never be given as answer.
+    """
+    usable = {}
+    for style, texts in task.label_sets.items():
+        # Added here rather than by the tokenizer: some add none, some add a token in front as well.
+        plain = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        back = tuple(tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in plain)
+        if back == tuple(texts):
+            usable[style] = [[*ids, tokenizer.eos_token_id] for ids in plain]
+        else:
+            _log.warning(
+                "task %s: label style %s reads back as %s, so it is left out", task.name, style, back
+            )
+    if not usable:
+        raise TaskError(
+            f"task {task.name}: tokenizer {type(tokenizer).__name__} cannot write the labels "
+            f"{', '.join(str(texts) for texts in task.label_sets.values())}: they read back changed; "
+            "give another model"
+        )
+    return usable
+
+
+def _put(arrays: _Arrays, name: str, ragged: Ragged) -> None:
+    arrays[f"{name}.values"], arrays[f"{name}.offsets"] = ragged.values, ragged.offsets
+
+
+def _assemble(task: Task, arrays: _Arrays, fingerprint: str) -> TaskData:
+    """The arrays in the shape that others see."""
+    styles = [style for style in task.label_sets if f"label_sets.{style}.values" in arrays]
+
+    def ragged(name: str) -> Ragged:
+        return Ragged(arrays[f"{name}.values"], arrays[f"{name}.offsets"])
+
+    def split(name: str) -> TokenSplit:
+        targets = {style: ragged(f"{name}.targets.{style}") for style in styles}
+        return TokenSplit(ragged(f"{name}.sources"), targets, arrays[f"{name}.labels"])
+
+    validation = split("validation")
+    return TaskData(
+        task=task.name,
+        metric=task.metric,
+        train=split("train"),
+        validation=validation,
+        test=split("test"),
+        label_sets={style: ragged(f"label_sets.{style}") for style in styles},
+        label_texts={style: tuple(task.label_sets[style]) for style in styles},
+        pad_id=int(arrays["pad_id"][0]),
+        max_source_length=task.max_source_length,
+        chance=chance(task.metric, validation.labels.tolist()),
+        fingerprint=fingerprint,
+    )
+
+
+# --- keeping ---
+
+
+_SEAL = "adept_tune"  # one entry, as safetensors writes several in no fixed order
+
+
+def _seal(arrays: _Arrays, fingerprint: str) -> str:
+    """Hash of names, kinds and contents: safetensors itself notices a short file, not a changed byte."""
+    digest = hashlib.sha256(fingerprint.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, fingerprint: str) -> _Arrays | None:
+    """The arrays in a file, or None when there is no sound one."""
+    if not path.exists():
+        return None
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            seal = (file.metadata() or {}).get(_SEAL)
+            arrays: _Arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except Exception as exc:  # safetensors has errors of its own besides OSError and ValueError
+        _log.warning("%s is damaged (%s) and is made again", path, exc)
+        return None
+    if seal != _seal(arrays, fingerprint):
+        _log.warning("%s is damaged (its contents are not what was written) and is made again", path)
+        return None
+    return arrays
+
+
+def _write(path: Path, arrays: _Arrays, fingerprint: str) -> None:
+    """Written aside and renamed: a reader, or another process making the same file, never sees half of it."""
+    from safetensors.numpy import save
+
+    blob = save(arrays, metadata={_SEAL: _seal(arrays, fingerprint)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own, and not `tempfile`, whose files no other user of a shared cache could read.
+        aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.part")
+        try:
+            aside.write_bytes(blob)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as exc:
+        raise TaskError(
+            f"cannot write the token cache {path} ({exc.strerror or exc}); "
+            "name a folder that can be written in the environment variable ADEPT_TUNE_CACHE"
+        ) from exc

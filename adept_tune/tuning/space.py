@@ -1,0 +1,421 @@
+"""Search spaces: YAML files in, checked ranges and trial settings out.
+
+A space names a method, ranges over its settings and points to try first. It may extend another space and change a
+few lines of it. With `budget: N` the width follows from the prompt length, so every trial trains at most N numbers
+and as nearly N as its prompt length allows.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from adept_tune.engine.config import TrialConfig
+from adept_tune.errors import SpaceError
+from adept_tune.methods import METHODS, get_method
+from adept_tune.methods.base import Method, Sizes
+
+Value = int | float | str | bool
+Params = dict[str, Value]
+
+# Trial settings that a space may name as they are; a method's own settings go by the method's names for them.
+COMMON = (
+    "batch_size",
+    "warmup_steps",
+    "clip_norm",
+    "weight_decay",
+    "dropout",
+    "beta1",
+    "beta2",
+    "epsilon",
+    "prompt_init",
+    "prompt_text",
+    "wide_start",
+    "labels",
+)
+_METHOD_FIELDS = ("prompt_length", "width", "prompt_lr", "offset_lr")
+
+
+def _number(value: object) -> object:
+    """YAML 1.1 reads 1e-4 as a string; a person means a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[int | float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+
+
+class Range(BaseModel):
+    """Numbers from low to high, both included."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    low: Number
+    high: Number
+    log: bool = False
+    step: Number | None = None
+    integer: bool = False
+
+    def values(self) -> list[Value] | None:
+        """All values where they are finitely many, else None."""
+        step = self.step if self.step is not None else (1 if self.integer and not self.log else None)
+        if self.low == self.high:
+            return [self.low]
+        if step is None:
+            return list(range(int(self.low), int(self.high) + 1)) if self.integer else None
+        count = math.floor((self.high - self.low) / step + 1e-9) + 1
+        return [self.low + k * step for k in range(count)]
+
+    def corners(self) -> list[Value]:
+        """The ends."""
+        return [self.low, self.high]
+
+    def contains(self, value: Value) -> bool:
+        """Whether a value lies in the range (between two steps counts)."""
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        """As a person writes it."""
+        kind = ", log" if self.log else f", step {self.step}" if self.step is not None else ""
+        return f"[{self.low:g}, {self.high:g}{kind}]"
+
+
+class Choices(BaseModel):
+    """One of a few values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    choices: tuple[Annotated[Value, BeforeValidator(lambda v: v)], ...] = Field(min_length=1)
+
+    def values(self) -> list[Value] | None:
+        """The choices."""
+        return list(self.choices)
+
+    def corners(self) -> list[Value]:
+        """The choices."""
+        return list(self.choices)
+
+    def contains(self, value: Value) -> bool:
+        """Whether a value is one of the choices."""
+        return value in self.choices
+
+    def __str__(self) -> str:
+        """As a person writes it."""
+        return "{" + ", ".join(str(choice) for choice in self.choices) + "}"
+
+
+Dimension = Range | Choices
+
+
+class SpaceFile(BaseModel):
+    """A space as written, after `extends` has been followed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    method: str
+    budget: int | None = Field(default=None, ge=1)
+    parameters: dict[str, Any]
+    points: tuple[dict[str, Any], ...] = ()
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A checked space.
+
+    Attributes:
+        method: What is trained.
+        dimensions: What is searched, by the method's names.
+        fixed: Settings that differ from a trial's defaults but are not searched.
+        budget: Most trained numbers a trial, or None.
+        points: Configurations to try first.
+        source_length: Longest source of the task, in tokens.
+        d_model: Width of the backbone's embeddings.
+    """
+
+    method: Method
+    dimensions: Mapping[str, Dimension]
+    fixed: Params
+    budget: int | None
+    points: tuple[Params, ...]
+    d_model: int
+    source_length: int
+
+    def settings(self, params: Params) -> dict[str, Value]:
+        """Trial settings of a point of the space, the width derived where there is a budget."""
+        names = self.method.parameters
+        settings = {names.get(name, name): value for name, value in (self.fixed | params).items()}
+        if "width" not in names.values():
+            settings["width"] = 0
+        elif self.budget is not None:
+            length = int(settings.get("prompt_length", TrialConfig.model_fields["prompt_length"].default))
+            width = self.method.width_within(self.budget, length, self.d_model, self.source_length)
+            settings["width"] = -1 if width is None else width
+        return settings
+
+    def config(self, params: Params, **others: Value) -> TrialConfig:
+        """A trial's checked configuration; `others` fill what the space leaves open."""
+        return TrialConfig.model_validate(others | self.settings(params))
+
+    def num_parameters(self, params: Params) -> int:
+        """Trained numbers of a point."""
+        config = self.config(params)
+        return self.method.num_parameters(config.sizes(self.d_model, self.source_length))
+
+    def shown(self, params: Params) -> Params:
+        """A point as people see it: with the derived width, by the method's name for it."""
+        if self.budget is None or "width" not in self.method.parameters.values():
+            return dict(params)
+        name = next(n for n, setting in self.method.parameters.items() if setting == "width")
+        return params | {name: self.settings(params)["width"]}
+
+    def corners(self) -> Iterator[Params]:
+        """Extreme points of the space, over the dimensions that set sizes or may be invalid together."""
+        names = list(self.dimensions)
+        for values in product(*(self.dimensions[name].corners() for name in names)):
+            yield dict(zip(names, values, strict=True))
+
+    def grid(self) -> list[Params]:
+        """Every point of a finite space, the first points first.
+
+        Raises:
+            SpaceError: A dimension has no finite set of values; names it.
+        """
+        columns = []
+        for name, dimension in self.dimensions.items():
+            values = dimension.values()
+            if values is None:
+                raise SpaceError(f"{name}: {dimension} has no finite set of values; the grid sampler needs 'choices' or 'step'")
+            columns.append(values)
+        points = [dict(zip(self.dimensions, values, strict=True)) for values in product(*columns)]
+        first = [point for point in self.points if point in points]
+        return first + [point for point in points if point not in first]
+
+
+def space_folders() -> list[Path]:
+    """Where named spaces are looked for: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return [package / "search_spaces", package.parent / "search_spaces"]
+
+
+def find_space(name: str) -> Path:
+    """The file of a space given by name or path.
+
+    Raises:
+        SpaceError: Neither; lists the named ones.
+    """
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise SpaceError(f"space {name}: no such file")
+    for folder in space_folders():
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({path.stem for folder in space_folders() for path in folder.glob("*.yaml")})
+    raise SpaceError(f"space {name!r} is unknown; choose one of {', '.join(known)}, or give a .yaml file")
+
+
+def read_space(name: str) -> SpaceFile:
+    """Read a space and what it extends, without knowing the model.
+
+    Raises:
+        SpaceError: Not readable, not a space, or extends itself.
+    """
+    path = find_space(name)
+    merged = _read(path, ())
+    try:
+        return SpaceFile.model_validate(merged | {"source": path.name})
+    except ValidationError as error:
+        raise SpaceError(f"{path}: {_faults(error)}") from error
+
+
+def resolve_space(
+    file: SpaceFile, d_model: int, source_length: int, fixed: Mapping[str, Value] | None = None
+) -> SearchSpace:
+    """Check a space against its method and a model's width; all faults are told together.
+
+    Args:
+        file: The space as written.
+        d_model: Width of the backbone's embeddings.
+        source_length: Longest source of the task, in tokens.
+        fixed: Settings from the command line; they take the place of ranges.
+
+    Raises:
+        SpaceError: With every fault found.
+    """
+    where = file.source or "space"
+    faults: list[str] = []
+    if file.method not in METHODS:
+        raise SpaceError(f"{where}: method {file.method!r} is unknown; choose one of {', '.join(sorted(METHODS))}")
+    method = get_method(file.method)
+    dimensions: dict[str, Dimension] = {}
+    settled: Params = {}
+    written = dict(file.parameters) | dict(fixed or {})
+    allowed = [*method.parameters, *COMMON]
+    for name, value in written.items():
+        if value is None:  # an overlay takes a parameter out
+            continue
+        if name not in allowed:
+            faults.append(f"{name}: unknown parameter{_hint(name, allowed)}; allowed: {', '.join(allowed)}")
+            continue
+        _place(name, value, method, dimensions, settled, faults)
+    faults += _budget_faults(file, method, dimensions, settled, d_model, source_length)
+    points = tuple(_point(point, dimensions, allowed, faults) for point in file.points)
+    space = SearchSpace(method, dimensions, settled, file.budget, points, d_model, source_length)
+    if not dimensions and not faults:
+        faults.append("parameters: nothing to search; give at least one range or list of choices")
+    if not faults:
+        faults += _corner_faults(space)
+    if faults:
+        raise SpaceError(f"{where}:\n  " + "\n  ".join(dict.fromkeys(faults)))
+    return space
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise SpaceError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpaceError(f"{path}: not readable as YAML ({error})") from error
+    if not isinstance(content, dict):
+        raise SpaceError(f"{path}: expected a mapping with 'method' and 'parameters', found {type(content).__name__}")
+    parent = content.pop("extends", None)
+    if parent is None:
+        return content
+    sibling = path.parent / f"{parent}.yaml"
+    base = _read(sibling if sibling.is_file() else find_space(str(parent)), (*seen, path))
+    parameters = (base.get("parameters") or {}) | (content.get("parameters") or {})
+    return base | content | {"parameters": parameters}
+
+
+def _field(name: str, method: Method) -> str:
+    return method.parameters.get(name, name)
+
+
+def _place(
+    name: str, value: Any, method: Method, dimensions: dict[str, Dimension], settled: Params, faults: list[str]
+) -> None:
+    """Sort one written parameter into searched or fixed, or note what is wrong with it."""
+    field = TrialConfig.model_fields[_field(name, method)]
+    integer = field.annotation in (int, int | None)
+    check = TypeAdapter(Annotated[field.annotation, field]).validate_python  # type: ignore[name-defined]
+    try:
+        if not isinstance(value, dict):
+            settled[name] = check(_number(value) if not isinstance(value, bool) else value)
+        elif "choices" in value:
+            dimensions[name] = Choices(choices=tuple(check(v) for v in Choices.model_validate(value).choices))
+        elif not integer and field.annotation is not float:
+            faults.append(f"{name}: not a number; list its values under 'choices'")
+        else:
+            span = Range.model_validate(value | {"integer": integer})
+            fault = _range_fault(span)
+            if fault:
+                faults.append(f"{name}: {fault}")
+                return
+            for end in span.corners():
+                check(end)
+            dimensions[name] = span if not integer else _whole(span)
+    except ValidationError as error:
+        faults.append(f"{name}: " + "; ".join(f"{e['input']!r}: {e['msg']}" for e in error.errors()))
+
+
+def _range_fault(span: Range) -> str | None:
+    if span.low > span.high:
+        return f"low={span.low:g} exceeds high={span.high:g}; swap them, or list values under 'choices'"
+    if span.log and span.low <= 0:
+        return f"low={span.low:g} on a log scale; it must be greater than 0"
+    if span.step is not None and (span.log or span.step <= 0):
+        return f"step={span.step:g}; it must be greater than 0 and not on a log scale"
+    if span.integer and any(v is not None and v != int(v) for v in (span.low, span.high, span.step)):
+        return f"{span} is not made of whole numbers"
+    return None
+
+
+def _whole(span: Range) -> Range:
+    step = None if span.step is None else int(span.step)
+    return span.model_copy(update={"low": int(span.low), "high": int(span.high), "step": step})
+
+
+def _budget_faults(
+    file: SpaceFile, method: Method, dimensions: dict[str, Dimension], settled: Params, d_model: int, source_length: int
+) -> list[str]:
+    if file.budget is None:
+        return []
+    width = next((name for name, setting in method.parameters.items() if setting == "width"), None)
+    if width is not None and (width in dimensions or width in settled):
+        return [f"{width}: follows from budget={file.budget} and the prompt length; take it out, or the budget"]
+    smallest = Sizes(1, 0, d_model, source_length)
+    if file.budget < method.num_parameters(smallest):
+        return [
+            f"budget={file.budget}: below one prompt token, which takes {method.num_parameters(smallest)} numbers "
+            f"at d={d_model}"
+        ]
+    return []
+
+
+def _corner_faults(space: SearchSpace) -> list[str]:
+    """Settings that a corner of the space would give a trial and a trial does not admit."""
+    faults: dict[str, None] = {}
+    for params in space.corners():
+        try:
+            config = space.config(params)
+        except ValidationError as error:
+            for fault in error.errors():
+                faults[_explain(fault, params, space)] = None
+            continue
+        num = space.method.num_parameters(config.sizes(space.d_model, space.source_length))
+        if space.budget is not None and num > space.budget:
+            faults[f"prompt_length={config.prompt_length}: takes {num} numbers, over budget={space.budget}"] = None
+        if num == 0:
+            faults[f"{params}: trains nothing; prompt_length and width are both 0"] = None
+    return list(faults)
+
+
+def _explain(fault: Any, params: Params, space: SearchSpace) -> str:
+    setting = str(fault["loc"][0]) if fault["loc"] else "settings"
+    if setting == "width" and space.budget is not None:
+        longest = (space.budget - space.method.num_parameters(Sizes(0, 0, space.d_model, space.source_length))) // space.d_model
+        return (
+            f"prompt_length={params.get('prompt_length')}: leaves nothing of budget={space.budget} for a width; "
+            f"at d={space.d_model} the longest prompt is {longest}"
+        )
+    public = {field: name for name, field in space.method.parameters.items()}
+    return f"{public.get(setting, setting)}={fault['input']}: {fault['msg']}"
+
+
+def _point(
+    point: dict[str, Any], dimensions: dict[str, Dimension], allowed: list[str], faults: list[str]
+) -> Params:
+    """A first point reduced to the searched dimensions; what is fixed or derived needs no place in it."""
+    params: Params = {}
+    for name, dimension in dimensions.items():
+        value = _number(point.get(name)) if not isinstance(point.get(name), bool) else point[name]
+        if value is None:
+            faults.append(f"points: {point} gives no {name}")
+        elif not dimension.contains(value):  # type: ignore[arg-type]  # a YAML scalar of any kind; contains says no
+            faults.append(f"points: {name}={value} is outside {dimension}")
+        else:
+            params[name] = int(value) if isinstance(dimension, Range) and dimension.integer else value  # type: ignore[call-overload,assignment]
+    faults += [f"points: unknown parameter {name}{_hint(name, allowed)}" for name in point if name not in allowed]
+    return params
+
+
+def _hint(name: str, allowed: list[str]) -> str:
+    close = get_close_matches(name, allowed, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _faults(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}".lstrip(": ") for e in error.errors())
+
+
+Sampler = Literal["tpe", "random", "gp", "grid"]

@@ -1,0 +1,68 @@
+"""Where trial states are kept: a folder on the driver's disk or any fsspec URI."""
+
+from typing import Any
+
+import fsspec
+
+from adept_tune.errors import SpecError, StateError
+
+KEPT_STATES = 2
+
+
+class Store:
+    """Trial states by job and step; the last two of each are kept.
+
+    Args:
+        root: A folder or an fsspec URI (`s3://bucket/path`).
+    """
+
+    def __init__(self, root: str) -> None:
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(root)
+        except (ImportError, ValueError) as error:
+            raise SpecError(f"--storage {root}: {error}") from error
+
+    def write(self, job: str, step: int, blob: bytes) -> None:
+        """Keep a state, whole or not at all, and drop the job's third-last."""
+        path = self._path(job, step)
+        self._files.makedirs(self._files._parent(path), exist_ok=True)
+        self._files.pipe_file(f"{path}.part", blob)
+        self._files.mv(f"{path}.part", path)
+        for old in self.steps(job)[:-KEPT_STATES]:
+            self._files.rm_file(self._path(job, old))
+
+    def read(self, job: str, step: int) -> tuple[bytes, str]:
+        """A state's bytes and where they came from.
+
+        Raises:
+            StateError: It is not there.
+        """
+        path = self._path(job, step)
+        try:
+            blob: bytes = self._files.cat_file(path)
+        except FileNotFoundError:
+            raise StateError(f"{path}: no such state; {job} has steps {self.steps(job)}") from None
+        return blob, path
+
+    def steps(self, job: str) -> list[int]:
+        """Steps of which a state is kept, ascending."""
+        folder = f"{self._root}/{job}"
+        try:
+            names: list[Any] = self._files.ls(folder, detail=False)
+        except FileNotFoundError:
+            return []
+        stems = [str(name).rsplit("/", 1)[-1] for name in names]
+        return sorted(int(stem[5:-12]) for stem in stems if stem.startswith("step-") and stem.endswith(".safetensors"))
+
+    def keep_only(self, jobs: set[str]) -> None:
+        """Drop the states of all other jobs."""
+        try:
+            names = self._files.ls(self._root, detail=False)
+        except FileNotFoundError:
+            return
+        for name in names:
+            if str(name).rsplit("/", 1)[-1] not in jobs:
+                self._files.rm(name, recursive=True)
+
+    def _path(self, job: str, step: int) -> str:
+        return f"{self._root}/{job}/step-{step:08d}.safetensors"
