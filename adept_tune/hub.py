@@ -116,8 +116,7 @@ def explain(exc: BaseException, wanted: str, remedy: str) -> HubError:
         return HubError(f"{wanted}: not a name that {where} can have; mend it, or give {remedy}")
     if "GatedRepoError" in names:
         return HubError(
-            f"{wanted} is gated on {where}; accept its terms there and log in (hf auth login), "
-            f"or give {remedy}"
+            f"{wanted} is gated on {where}; accept its terms there and log in (hf auth login), or give {remedy}"
         )
     if names & {"RepositoryNotFoundError", "RevisionNotFoundError", "DatasetNotFoundError"}:
         return HubError(
@@ -127,7 +126,7 @@ def explain(exc: BaseException, wanted: str, remedy: str) -> HubError:
     if constants.is_offline_mode():
         return HubError(f"{cache}, and {_why_offline()}, or give {remedy}")
     if names & {"ConnectionError", "LocalEntryNotFoundError", "TransportError"}:
-        why = _one_line(root_cause(exc))
+        why = _one_line(chain[-1])
         return HubError(f"{cache}, and {where} could not be reached ({why}); try again, or give {remedy}")
     return HubError(f"{wanted} could not be loaded from {where} ({_one_line(exc)}); give {remedy}")
 
@@ -179,11 +178,6 @@ def _is_local_trouble(exc: BaseException) -> bool:
         return False
     full = exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
     return full or (isinstance(exc, PermissionError) and exc.filename is not None)
-
-
-def root_cause(exc: BaseException) -> BaseException:
-    """Return the error that began it all: ordinary libraries wrap it in less telling ones."""
-    return _chain(exc)[-1]
 
 
 def _one_line(exc: BaseException) -> str:

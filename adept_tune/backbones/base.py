@@ -42,9 +42,7 @@ class Backbone(ABC):
         return torch.nn.functional.embedding(ids, self.table_VD)
 
     @abstractmethod
-    def target_nll(
-        self, embeds_NSD: Tensor, mask_NS: Tensor, target_NT: Tensor, target_mask_NT: Tensor
-    ) -> Tensor:
+    def target_nll(self, embeds_NSD: Tensor, mask_NS: Tensor, target_NT: Tensor, target_mask_NT: Tensor) -> Tensor:
         """Negative log-likelihood of each row's target, differentiable in the embeddings.
 
         Args:

@@ -45,9 +45,7 @@ class EncoderDecoder(Backbone):
         weight: Tensor = self.model.get_input_embeddings().weight
         return weight
 
-    def target_nll(
-        self, embeds_NSD: Tensor, mask_NS: Tensor, target_NT: Tensor, target_mask_NT: Tensor
-    ) -> Tensor:
+    def target_nll(self, embeds_NSD: Tensor, mask_NS: Tensor, target_NT: Tensor, target_mask_NT: Tensor) -> Tensor:
         """See `Backbone`. Vocabulary logits are made only where there is a target token."""
         hidden_NSD = self._encode(embeds_NSD, mask_NS)
         begin_N1 = torch.full_like(target_NT[:, :1], self._start_id)
@@ -57,9 +55,7 @@ class EncoderDecoder(Backbone):
             encoder_attention_mask=mask_NS,
             use_cache=False,
         ).last_hidden_state
-        nll = F.cross_entropy(
-            self._logits(decoded_NTD[target_mask_NT]), target_NT[target_mask_NT], reduction="none"
-        )
+        nll = F.cross_entropy(self._logits(decoded_NTD[target_mask_NT]), target_NT[target_mask_NT], reduction="none")
         return torch.zeros(target_NT.shape, dtype=nll.dtype, device=nll.device).masked_scatter(target_mask_NT, nll)
 
     @torch.no_grad()

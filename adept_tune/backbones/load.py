@@ -128,7 +128,9 @@ def load_backbone(info: BackboneInfo, device: str, precision: Precision = "fp32"
         try:
             model = AutoModelForSeq2SeqLM.from_pretrained(info.name, **options)
         except Exception as error:  # transformers, safetensors and torch each raise their own kinds
-            raise BackboneError(f"model {info.name}: cannot load its weights ({type(error).__name__}: {error})") from error
+            raise BackboneError(
+                f"model {info.name}: cannot load its weights ({type(error).__name__}: {error})"
+            ) from error
     else:
         with hub.access(f"the weights of {info.name}", "--model DIR"):
             model = AutoModelForSeq2SeqLM.from_pretrained(info.name, revision=info.revision, **options)

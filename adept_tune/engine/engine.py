@@ -10,6 +10,7 @@ R bottleneck width, N flat columns of a trial's tensors, P rows of the pass.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -184,6 +185,27 @@ class Engine:
             trained = self._trained(self._flat[0][torch.tensor(slots, device=self._device)], seats)
             return self._reader.evaluate(trained, self.data.validation, should_stop)
 
+    def evaluate_sample(self, slots: Sequence[int]) -> float:
+        """Evaluate on a sample of the validation rows, to learn what it costs.
+
+        Returns:
+            Share of the tokens of the whole that were read.
+        """
+        whole = self.data.validation
+        seats = [self._seat(slot) for slot in slots]
+        sample = whole.take(np.arange(0, len(whole), max(1, len(whole) // 32)))
+        trained = self._trained(self._flat[0][torch.tensor(slots, device=self._device)], seats)
+        self._reader.evaluate(trained, sample)
+        prompts = max(seat.sizes.prompt_length for seat in seats)
+        return float((sample.sources.lengths + prompts).sum() / (whole.sources.lengths + prompts).sum())
+
+    def score_state(self, state: TrialState, split: Literal["validation", "test"]) -> Evaluation:
+        """Score a saved trial alone on a split; it takes no slot."""
+        trained = Trained.of_one(state.tensors, state.sizes, state.config.labels, self._device)
+        evaluations = self._reader.evaluate(trained, getattr(self.data, split))
+        assert evaluations is not None  # nobody asked it to stop
+        return evaluations[0]
+
     def _passes(self, seats: Sequence[_Seat]) -> Iterator[range]:
         """Consecutive trials whose rows fit in one pass; a trial that does not fit alone gets a pass of its own."""
         start, rows = 0, 0
@@ -199,7 +221,9 @@ class Engine:
         batch = self._batch(seats)
         leaf_KN = self._flat[0].index_select(0, index_K).requires_grad_()
         trained = self._trained(leaf_KN, seats)
-        embeds_PSD, mask_PS = self._reader.embed(trained, batch.ids_KBS, batch.mask_KBS, batch.row_P, self._keep(seats, batch))
+        embeds_PSD, mask_PS = self._reader.embed(
+            trained, batch.ids_KBS, batch.mask_KBS, batch.row_P, self._keep(seats, batch)
+        )
         nll_PT = self.backbone.target_nll(embeds_PSD, mask_PS, batch.target_PT, batch.target_mask_PT)
         tokens_P = batch.target_mask_PT.sum(1)
         of_trial = torch.zeros(len(seats), dtype=self._dtype, device=self._device)
@@ -333,9 +357,7 @@ class Engine:
                     new_KN[slot] = self._layout.pack(old.unpack(old_KN[slot], seat.sizes), seat.sizes)
 
     def _new_layout(self, prompt_length: int, width: int) -> Layout:
-        return Layout(
-            self.method, Sizes(prompt_length, width, self.backbone.d_model, self.data.max_source_length)
-        )
+        return Layout(self.method, Sizes(prompt_length, width, self.backbone.d_model, self.data.max_source_length))
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self.num_slots, self._layout.num_columns, dtype=self._dtype, device=self._device)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adept_tune.backbones.base import Backbone
-from adept_tune.methods.base import Method, Stacking
+from adept_tune.methods.base import Method, Sizes, Stacking
 from adept_tune.tasks.metrics import Score, parse_label, score
 from adept_tune.tasks.tokens import Ragged, TokenSplit, pad
 
@@ -39,6 +39,14 @@ class Trained:
     tensors: Mapping[str, Tensor]
     stacking: Stacking
     labels: tuple[str, ...]
+
+    @classmethod
+    def of_one(cls, tensors: Mapping[str, Tensor], sizes: Sizes, labels: str, device: torch.device) -> "Trained":
+        """A stack of one trial from its own unpadded tensors."""
+        stacking = Stacking(
+            torch.tensor([sizes.prompt_length], device=device), torch.tensor([sizes.width], device=device)
+        )
+        return cls({name: tensor[None].to(device) for name, tensor in tensors.items()}, stacking, (labels,))
 
 
 @dataclass(frozen=True)

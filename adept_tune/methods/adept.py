@@ -47,7 +47,7 @@ class Adept(Method):
     def initial(
         self, sizes: Sizes, prompt_MD: Tensor, wide_start: bool, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """W1 uniform within 1/sqrt(r) (published: its fan-in is taken from the wrong axis) or 1/sqrt(d); the rest zero."""
+        """W1 uniform within 1/sqrt(r), as published (fan-in of the wrong axis), or 1/sqrt(d); the rest zero."""
         fan_in = sizes.width if wide_start else sizes.d_model
         return {
             "prompt": prompt_MD.clone(),

@@ -33,12 +33,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="read DIR/TASK/SPLIT.{jsonl,csv,tsv,parquet} instead of the package's rows or the Hub",
     )
-    show.add_argument(
-        "--split", choices=SPLITS, default="train", help="after the split rule (default: train)"
-    )
-    show.add_argument(
-        "--rows", type=_count, default=10, metavar="N", help="how many rows (default: 10; 0: none)"
-    )
+    show.add_argument("--split", choices=SPLITS, default="train", help="after the split rule (default: train)")
+    show.add_argument("--rows", type=_count, default=10, metavar="N", help="how many rows (default: 10; 0: none)")
     return parser
 
 

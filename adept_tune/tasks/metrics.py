@@ -132,7 +132,7 @@ def _matthews_standard_error(confusion: "NDArray[Any]") -> float:
     shares = confusion / num_rows
     truth, predicted = shares.sum(axis=1), shares.sum(axis=0)
     left, right = 1 - (truth**2).sum(), 1 - (predicted**2).sum()
-    if left * right <= 0 or np.count_nonzero(truth) < 2 or np.count_nonzero(predicted) < 2:
+    if left * right == 0:  # exactly, as n/n is
         return 1 / math.sqrt(num_rows)
     top = np.trace(shares) - truth @ predicted
     # d/dP_ij of N, A and B; cell (i, j) adds to truth i and to prediction j.

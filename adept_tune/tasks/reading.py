@@ -56,7 +56,7 @@ def read_file(task: Task, path: Path) -> Columns:
         except Exception as exc:
             if _has_no_rows(path):
                 raise TaskError(f"task {task.name}: {path} has no rows; give at least one") from exc
-            cause = hub.root_cause(exc)
+            cause = exc.__cause__ or exc  # `datasets` wraps what the parser said in an error that says nothing
             raise TaskError(
                 f"task {task.name}: {path} cannot be read as {suffix} "
                 f"({type(cause).__name__}: {' '.join(str(cause).split())}); mend or replace it"
@@ -123,9 +123,7 @@ def _find_file(task: Task, folder: Path, split: str) -> Path:
     names = [f"{split}.{suffix}" for suffix in SUFFIXES]
     found = [folder / name for name in names if (folder / name).is_file()]
     if not found:
-        raise TaskError(
-            f"task {task.name}: {folder} has no file for split {split}; add one of {', '.join(names)}"
-        )
+        raise TaskError(f"task {task.name}: {folder} has no file for split {split}; add one of {', '.join(names)}")
     if len(found) > 1:
         raise TaskError(
             f"task {task.name}: {folder} has {len(found)} files for split {split}: "

@@ -82,9 +82,7 @@ def load_splits(task: Task, data_dir: Path | None = None) -> Splits:
     elif task.hub is not None:
         official, origin = _from_hub(task), str(task.hub)
     else:
-        raise TaskError(
-            f"task {task.name}: its rows are neither in the package nor on the Hub; give --data-dir DIR"
-        )
+        raise TaskError(f"task {task.name}: its rows are neither in the package nor on the Hub; give --data-dir DIR")
     splits = _RULES[task.split_rule](task, official, origin)
     _warn_of_counts(task, splits)
     return splits
@@ -135,9 +133,7 @@ def _halve_validation(task: Task, official: Mapping[str, Rows], origin: str) -> 
         )
     order = _shuffled(len(rows))
     half = len(rows) // 2
-    return Splits(
-        official["train"], rows.take("validation", order[:half]), rows.take("test", order[half:]), origin
-    )
+    return Splits(official["train"], rows.take("validation", order[:half]), rows.take("test", order[half:]), origin)
 
 
 def _hold_out_train(task: Task, official: Mapping[str, Rows], origin: str) -> Splits:

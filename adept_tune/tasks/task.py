@@ -3,7 +3,6 @@
 Pure: nothing here reads a file or asks the Hub (see `rows`), and nothing here knows tokens (see `tokens`).
 """
 
-import math
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -172,7 +171,7 @@ def _whole_number(value: Any) -> int | None:
     if isinstance(value, int):
         return value
     if isinstance(value, float):
-        return int(value) if math.isfinite(value) and value.is_integer() else None
+        return int(value) if value.is_integer() else None  # NaN and infinity are not
     if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
         return int(value)
     return None
@@ -183,9 +182,7 @@ def _faults(task: Task) -> list[str]:
     faults = []
     placeholders = [field for _, field, _, _ in string.Formatter().parse(task.template) if field is not None]
     if not task.columns or tuple(placeholders) != task.columns:
-        faults.append(
-            f"template has the columns {placeholders}, columns are {list(task.columns)}; make them equal"
-        )
+        faults.append(f"template has the columns {placeholders}, columns are {list(task.columns)}; make them equal")
     if task.split_rule not in SPLIT_RULES:
         faults.append(f"split_rule is {task.split_rule!r}; allowed: {', '.join(SPLIT_RULES)}")
     elif task.hub is not None and (missing := set(SPLIT_RULES[task.split_rule]) - set(task.hub.splits)):
@@ -198,9 +195,7 @@ def _faults(task: Task) -> list[str]:
         faults.append("the styles of label_sets differ in their number of labels")
     for style, texts in task.label_sets.items():
         if len(texts) < 2 or len(set(texts)) < len(texts) or any(not t or t != t.strip() for t in texts):
-            faults.append(
-                f"label_sets[{style!r}] is {texts!r}; give two or more different texts without outer spaces"
-            )
+            faults.append(f"label_sets[{style!r}] is {texts!r}; give two or more different texts without outer spaces")
     if task.max_source_length < 2:
         faults.append(f"max_source_length is {task.max_source_length}; it must be at least 2")
     return faults

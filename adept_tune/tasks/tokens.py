@@ -63,6 +63,10 @@ class Ragged:
     def __iter__(self) -> Iterator[NDArray[np.int32]]:
         return (self[index] for index in range(len(self)))
 
+    def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> "Ragged":
+        """Return some of the rows, in the given order."""
+        return Ragged.from_lists([self[int(row)].tolist() for row in rows])
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Length of each row, `(rows,)`."""
@@ -85,6 +89,11 @@ class TokenSplit:
 
     def __len__(self) -> int:
         return len(self.sources)
+
+    def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> "TokenSplit":
+        """Return a split of some of the rows, in the given order."""
+        targets = {style: ragged.take(rows) for style, ragged in self.targets.items()}
+        return TokenSplit(self.sources.take(rows), targets, self.labels[np.asarray(rows)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +150,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def load_task_data(
-    task: Task, splits: Splits, tokenizer: Any, tokenizer_fingerprint: str, cache_dir: Path
-) -> TaskData:
+def load_task_data(task: Task, splits: Splits, tokenizer: Any, tokenizer_fingerprint: str, cache_dir: Path) -> TaskData:
     """Return a task's rows as token ids, from the cache folder if they were made before.
 
     Args:
@@ -264,9 +271,7 @@ def _label_ids(task: Task, tokenizer: Any) -> dict[str, list[list[int]]]:
         if back == tuple(texts):
             usable[style] = [[*ids, tokenizer.eos_token_id] for ids in plain]
         else:
-            _log.warning(
-                "task %s: label style %s reads back as %s, so it is left out", task.name, style, back
-            )
+            _log.warning("task %s: label style %s reads back as %s, so it is left out", task.name, style, back)
     if not usable:
         raise TaskError(
             f"task {task.name}: tokenizer {type(tokenizer).__name__} cannot write the labels "

@@ -40,8 +40,7 @@ class SearchInfo:
         """Refuse an id that could not be looked up again."""
         if not self.search_id or not set(self.search_id).isdisjoint("'\"\\%"):
             raise ValueError(
-                f"SearchInfo: search_id={self.search_id!r}: give letters, digits, '-' and '_'; "
-                "runs are looked up by it"
+                f"SearchInfo: search_id={self.search_id!r}: give letters, digits, '-' and '_'; runs are looked up by it"
             )
 
 

@@ -86,9 +86,7 @@ def log_adapter(
     return f"models:/{entry.model_id}"
 
 
-def save_model(
-    model_dir: Path, adapter_dir: Path, input_columns: Sequence[str], description: Any = None
-) -> None:
+def save_model(model_dir: Path, adapter_dir: Path, input_columns: Sequence[str], description: Any = None) -> None:
     """Write an MLflow model folder.
 
     Args:

@@ -195,7 +195,9 @@ class Median(Rule):
             return Decision(False, None, f"only {len(means)} others to compare with")
         middle = median(means)
         word = "below" if best < middle else "not below"
-        return Decision(best < middle, None, f"best {best:.4f} is {word} the median {middle:.4f} of {len(means)} others")
+        return Decision(
+            best < middle, None, f"best {best:.4f} is {word} the median {middle:.4f} of {len(means)} others"
+        )
 
 
 @dataclass

@@ -192,7 +192,9 @@ class SearchSpace:
         for name, dimension in self.dimensions.items():
             values = dimension.values()
             if values is None:
-                raise SpaceError(f"{name}: {dimension} has no finite set of values; the grid sampler needs 'choices' or 'step'")
+                raise SpaceError(
+                    f"{name}: {dimension} has no finite set of values; the grid sampler needs 'choices' or 'step'"
+                )
             columns.append(values)
         points = [dict(zip(self.dimensions, values, strict=True)) for values in product(*columns)]
         first = [point for point in self.points if point in points]
@@ -307,7 +309,8 @@ def _place(
     """Sort one written parameter into searched or fixed, or note what is wrong with it."""
     field = TrialConfig.model_fields[_field(name, method)]
     integer = field.annotation in (int, int | None)
-    check = TypeAdapter(Annotated[field.annotation, field]).validate_python  # type: ignore[name-defined]
+    kind: Any = Annotated[field.annotation, field]
+    check = TypeAdapter(kind).validate_python
     try:
         if not isinstance(value, dict):
             settled[name] = check(_number(value) if not isinstance(value, bool) else value)
@@ -383,7 +386,9 @@ def _corner_faults(space: SearchSpace) -> list[str]:
 def _explain(fault: Any, params: Params, space: SearchSpace) -> str:
     setting = str(fault["loc"][0]) if fault["loc"] else "settings"
     if setting == "width" and space.budget is not None:
-        longest = (space.budget - space.method.num_parameters(Sizes(0, 0, space.d_model, space.source_length))) // space.d_model
+        longest = (
+            space.budget - space.method.num_parameters(Sizes(0, 0, space.d_model, space.source_length))
+        ) // space.d_model
         return (
             f"prompt_length={params.get('prompt_length')}: leaves nothing of budget={space.budget} for a width; "
             f"at d={space.d_model} the longest prompt is {longest}"
@@ -392,19 +397,17 @@ def _explain(fault: Any, params: Params, space: SearchSpace) -> str:
     return f"{public.get(setting, setting)}={fault['input']}: {fault['msg']}"
 
 
-def _point(
-    point: dict[str, Any], dimensions: dict[str, Dimension], allowed: list[str], faults: list[str]
-) -> Params:
+def _point(point: dict[str, Any], dimensions: dict[str, Dimension], allowed: list[str], faults: list[str]) -> Params:
     """A first point reduced to the searched dimensions; what is fixed or derived needs no place in it."""
     params: Params = {}
     for name, dimension in dimensions.items():
-        value = _number(point.get(name)) if not isinstance(point.get(name), bool) else point[name]
+        value: Any = point.get(name) if isinstance(point.get(name), bool) else _number(point.get(name))
         if value is None:
             faults.append(f"points: {point} gives no {name}")
-        elif not dimension.contains(value):  # type: ignore[arg-type]  # a YAML scalar of any kind; contains says no
+        elif not dimension.contains(value):
             faults.append(f"points: {name}={value} is outside {dimension}")
         else:
-            params[name] = int(value) if isinstance(dimension, Range) and dimension.integer else value  # type: ignore[call-overload,assignment]
+            params[name] = int(value) if isinstance(dimension, Range) and dimension.integer else value
     faults += [f"points: unknown parameter {name}{_hint(name, allowed)}" for name in point if name not in allowed]
     return params
 

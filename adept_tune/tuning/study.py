@@ -156,7 +156,7 @@ class Study(Work):
             return False
         if not report.diverged:
             self._store.write(name, report.step, fetch_state())
-        self._tell({"event": "reported", "trial": number} | _as_event(report))
+        self._tell({"event": "reported", "trial": number} | event_fields(report))
         self._take(record, report)
         if report.diverged:
             self.end(name, End.DIVERGED, "a loss or gradient was not finite")
@@ -204,7 +204,7 @@ class Study(Work):
             self._add(event["trial"], event["point"])
         elif kind == "reported":
             record = self.trials[event["trial"]]
-            self._take(record, _from_event(event))
+            self._take(record, report_of(event))
         elif kind == "decided":
             self._decide(self.trials[event["trial"]], event["step"])
         elif kind == "ended" and event["state"] != End.INTERRUPTED:
@@ -239,9 +239,7 @@ class Study(Work):
         if report.diverged:
             self._proposer.reported(record.number, report.step, nan)
         elif report.score is not None and report.loss is not None:
-            value = standing(
-                report.score, report.loss, self._chance.value, self._chance.standard_error, self._maximize
-            )
+            value = standing(report.score, report.loss, self._chance.value, self._chance.standard_error, self._maximize)
             record.standings[report.step] = value
             self._proposer.reported(record.number, report.step, value)
 
@@ -278,15 +276,15 @@ def _decided(number: int, step: int, decision: Decision) -> Event:
     }
 
 
-def _as_event(report: Report) -> dict[str, Any]:
+def event_fields(report: Report) -> dict[str, Any]:
     """The fields that say something."""
-    fields = {"step": report.step, "train_loss": report.train_loss, "seconds": round(report.seconds, 3)}
+    fields: dict[str, Any] = {"step": report.step, "train_loss": report.train_loss, "seconds": round(report.seconds, 3)}
     if report.score is not None:
         fields |= {"score": report.score, "standard_error": report.standard_error, "loss": report.loss}
     return fields | ({"diverged": True} if report.diverged else {})
 
 
-def _from_event(event: Event) -> Report:
+def report_of(event: Event) -> Report:
     return Report(
         step=event["step"],
         train_loss=event["train_loss"],

@@ -73,7 +73,7 @@ class Report:
 
 
 class Work(ABC):
-    """Jobs to run, and what to do with their reports. Lives in the driver; every call is journalled before it returns."""
+    """Jobs to run, and what to do with their reports. Lives in the driver; a call is journalled before it returns."""
 
     @abstractmethod
     def next(self) -> Job | None:

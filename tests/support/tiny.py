@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-WORDS = (
-    "sentence : 1 0 yes no sentence1 sentence2 the cat dog sat ran on under a mat tree not very good bad "
-    "Classify this text is postive or was never happy sad in town today"
-).split()
+WORDS = [
+    *("sentence", ":", "1", "0", "yes", "no", "sentence1", "sentence2"),
+    *("the", "cat", "dog", "sat", "ran", "on", "under", "a", "mat", "tree", "not", "very", "good", "bad"),
+    *("Classify", "this", "text", "is", "postive", "or", "was", "never", "happy", "sad", "in", "town", "today"),
+]
 VOCABULARY = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word: i + 3 for i, word in enumerate(WORDS)}
 
 

@@ -41,9 +41,7 @@ def test_show_prints_as_many_rows_of_the_split_as_there_are(
         (["show", "cola", "--data-dir", "/nowhere"], "/nowhere/cola"),
     ],
 )
-def test_show_ends_with_one_message_and_code_2(
-    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_show_ends_with_one_message_and_code_2(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(args) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -52,12 +50,8 @@ def test_show_ends_with_one_message_and_code_2(
     assert said in err
 
 
-@pytest.mark.parametrize(
-    "args", [["show", "cola", "--rows", "-1"], ["show", "cola", "--split", "dev"], ["show"], []]
-)
-def test_show_refuses_wrong_arguments_with_code_2(
-    args: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("args", [["show", "cola", "--rows", "-1"], ["show", "cola", "--split", "dev"], ["show"], []])
+def test_show_refuses_wrong_arguments_with_code_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(args)
     assert caught.value.code == 2

@@ -13,10 +13,7 @@ GOLD = [0, 0, 0, 1, 1, 1, 1, 1, 0, 1]
 def answers(table: list[list[int]], predicted_labels: list[int]) -> tuple[list[int], list[int]]:
     """Predictions and truth with the given counts, truth by prediction."""
     cells = [
-        (p, t)
-        for t, row in enumerate(table)
-        for p, n in zip(predicted_labels, row, strict=True)
-        for _ in range(n)
+        (p, t) for t, row in enumerate(table) for p, n in zip(predicted_labels, row, strict=True) for _ in range(n)
     ]
     return [p for p, _ in cells], [t for _, t in cells]
 
@@ -104,12 +101,7 @@ def test_score_matthews_standard_error_of_two_classes_is_the_published_one_of_ph
 def test_score_matthews_standard_error_is_near_that_of_a_bootstrap() -> None:
     table = np.array(TABLES[1][0])
     n = table.sum()
-    draws = (
-        np.random.default_rng(0)
-        .multinomial(n, (table / n).ravel(), size=4000)
-        .reshape(-1, 2, 2)
-        .astype(float)
-    )
+    draws = np.random.default_rng(0).multinomial(n, (table / n).ravel(), size=4000).reshape(-1, 2, 2).astype(float)
     (a, b), (c, d) = (draws[:, 0, 0], draws[:, 0, 1]), (draws[:, 1, 0], draws[:, 1, 1])
     values = (a * d - b * c) / np.sqrt((a + b) * (c + d) * (a + c) * (b + d))
     got = score("matthews", *answers(table.tolist(), [0, 1]))

@@ -12,9 +12,7 @@ from adept_tune.tasks.rows import load_splits
 from adept_tune.tasks.tokens import load_task_data, tokenizer_fingerprint
 
 REAL = os.environ.get("ADEPT_TUNE_REAL")
-pytestmark = pytest.mark.skipif(
-    not REAL, reason="ADEPT_TUNE_REAL names no folder with real data and a real model"
-)
+pytestmark = pytest.mark.skipif(not REAL, reason="ADEPT_TUNE_REAL names no folder with real data and a real model")
 SMALL = ["cola", "mrpc", "rte"]
 
 

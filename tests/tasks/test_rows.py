@@ -93,9 +93,7 @@ def test_load_splits_from_files_opens_no_connection(
 
 def test_load_splits_takes_rows_that_ship_with_the_package(tmp_path: Path) -> None:
     write_splits(tmp_path / "rows")
-    packaged = replace(
-        TASK, packaged=str(tmp_path / "rows")
-    )  # an absolute path stands for one in the package
+    packaged = replace(TASK, packaged=str(tmp_path / "rows"))  # an absolute path stands for one in the package
     assert sentences(load_splits(packaged).train) == SENTENCES
 
 
@@ -107,9 +105,7 @@ def test_load_splits_obeys_a_data_folder_for_a_packaged_task_too(tmp_path: Path)
 
 
 def test_load_splits_needs_a_folder_for_a_task_that_is_nowhere_else() -> None:
-    with pytest.raises(
-        TaskError, match=r"task toy: .*neither in the package nor on the Hub; give --data-dir DIR"
-    ):
+    with pytest.raises(TaskError, match=r"task toy: .*neither in the package nor on the Hub; give --data-dir DIR"):
         load_splits(TASK)
 
 
@@ -119,9 +115,8 @@ def test_load_splits_needs_a_folder_for_a_task_that_is_nowhere_else() -> None:
 def test_load_splits_names_a_missing_folder_and_what_to_put_there(tmp_path: Path) -> None:
     with pytest.raises(TaskError) as caught:
         load_splits(HALVED, tmp_path)
-    assert (
-        f"task toy: folder {tmp_path / 'toy'} does not exist; put train.jsonl and validation.jsonl there"
-        in str(caught.value)
+    assert f"task toy: folder {tmp_path / 'toy'} does not exist; put train.jsonl and validation.jsonl there" in str(
+        caught.value
     )
     assert "itself holds such files" not in str(caught.value)
 
@@ -130,9 +125,8 @@ def test_load_splits_sees_that_the_folder_of_the_task_was_given(tmp_path: Path) 
     write_splits(tmp_path / "toy")
     with pytest.raises(TaskError) as caught:
         load_splits(TASK, tmp_path / "toy")
-    assert (
-        f"{tmp_path / 'toy'} itself holds such files, but the folder to give is one that has them in toy/"
-        in str(caught.value)
+    assert f"{tmp_path / 'toy'} itself holds such files, but the folder to give is one that has them in toy/" in str(
+        caught.value
     )
 
 
@@ -210,9 +204,7 @@ def test_load_splits_refuses_a_parquet_file_without_rows(tmp_path: Path) -> None
         ("train.csv", b'sentence,label\n"a,1\n', "EOF inside string"),
     ],
 )
-def test_load_splits_names_a_file_that_cannot_be_read(
-    tmp_path: Path, name: str, content: bytes, said: str
-) -> None:
+def test_load_splits_names_a_file_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     data_dir = write_splits(tmp_path / "toy")
     (tmp_path / "toy" / "train.jsonl").unlink()
     path = tmp_path / "toy" / name
@@ -238,9 +230,7 @@ def test_load_splits_names_a_file_that_cannot_be_read(
         ("label", math.nan),
     ],
 )
-def test_load_splits_names_the_row_of_the_file_that_does_not_fit(
-    tmp_path: Path, field: str, value: Any
-) -> None:
+def test_load_splits_names_the_row_of_the_file_that_does_not_fit(tmp_path: Path, field: str, value: Any) -> None:
     columns = {name: list(values) for name, values in ROWS.items()}
     columns[field][4] = value
     data_dir = write_splits(tmp_path / "toy", validation=columns)
@@ -287,17 +277,11 @@ def test_load_splits_halves_the_shuffled_validation_rows(tmp_path: Path, num_row
 def test_load_splits_halves_in_the_order_recorded_from_torch(tmp_path: Path) -> None:
     data_dir = write_splits(tmp_path / "toy", validation=numbered(8))
     splits = load_splits(HALVED, data_dir)
-    assert sentences(splits.validation) + sentences(splits.test) == [
-        f"row {i}" for i in (6, 3, 0, 7, 2, 1, 4, 5)
-    ]
+    assert sentences(splits.validation) + sentences(splits.test) == [f"row {i}" for i in (6, 3, 0, 7, 2, 1, 4, 5)]
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "held"), [(10, 1), (99, 9), (9_990, 999), (10_000, 1_000), (12_000, 1_000)]
-)
-def test_load_splits_holds_out_train_rows_but_at_most_a_tenth(
-    tmp_path: Path, num_rows: int, held: int
-) -> None:
+@pytest.mark.parametrize(("num_rows", "held"), [(10, 1), (99, 9), (9_990, 999), (10_000, 1_000), (12_000, 1_000)])
+def test_load_splits_holds_out_train_rows_but_at_most_a_tenth(tmp_path: Path, num_rows: int, held: int) -> None:
     data_dir = write_splits(tmp_path / "toy", train=numbered(num_rows))
     splits = load_splits(HELD_OUT, data_dir)
     order = permutation(num_rows)

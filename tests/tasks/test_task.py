@@ -38,21 +38,15 @@ def test_task_source_names_the_place_of_a_text_that_is_none(value: Any) -> None:
     assert f"field 'sentence2' is {value!r}; allowed: a string" in message
 
 
-@pytest.mark.parametrize(
-    "value", [2, -1, "2", "-1", "one", "", "1.0", "²", None, math.nan, math.inf, 0.5, True, []]
-)
+@pytest.mark.parametrize("value", [2, -1, "2", "-1", "one", "", "1.0", "²", None, math.nan, math.inf, 0.5, True, []])
 def test_task_label_index_names_the_place_and_the_labels_allowed(value: Any) -> None:
     with pytest.raises(TaskError) as caught:
         PAIR.label_index({"label": value}, "train", 3)
-    assert f"task rte: train: row 3 (the first is 0): field 'label' is {value!r}; allowed: 0, 1;" in str(
-        caught.value
-    )
+    assert f"task rte: train: row 3 (the first is 0): field 'label' is {value!r}; allowed: 0, 1;" in str(caught.value)
 
 
 def test_task_names_a_missing_field_and_those_there_are() -> None:
-    with pytest.raises(
-        TaskError, match=r"train: row 3 .*field 'sentence1' is missing; the row has text, label"
-    ):
+    with pytest.raises(TaskError, match=r"train: row 3 .*field 'sentence1' is missing; the row has text, label"):
         PAIR.source({"text": "a", "label": 1}, "train", 3)
     with pytest.raises(TaskError, match=r"field 'label' is missing; the row has sentence1"):
         PAIR.label_index({"sentence1": "a"}, "train", 3)
@@ -109,9 +103,7 @@ def test_get_task_lists_the_choices_and_the_closest() -> None:
     assert get_task("cola") is TASKS["cola"]
     with pytest.raises(TaskError) as caught:
         get_task("SST-2")
-    assert str(caught.value).startswith(
-        f"task 'SST-2' is unknown; allowed: {', '.join(TASKS)}; did you mean 'sst2'?"
-    )
+    assert str(caught.value).startswith(f"task 'SST-2' is unknown; allowed: {', '.join(TASKS)}; did you mean 'sst2'?")
     with pytest.raises(TaskError, match="unknown") as caught:
         get_task("zzzz")
     assert "did you mean" not in str(caught.value)

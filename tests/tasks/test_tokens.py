@@ -289,18 +289,12 @@ def test_fingerprint_changes_with_texts_labels_split_and_layout(
 ) -> None:
     prints = [load(tmp_path).fingerprint]
     prints.append(
-        load(
-            tmp_path, splits=replace(SPLITS, test=Rows("test", {"sentence": ["a cat"], "label": [0]}))
-        ).fingerprint
+        load(tmp_path, splits=replace(SPLITS, test=Rows("test", {"sentence": ["a cat"], "label": [0]}))).fingerprint
     )
     prints.append(
-        load(
-            tmp_path, splits=replace(SPLITS, test=Rows("test", {"sentence": ["a dog"], "label": [1]}))
-        ).fingerprint
+        load(tmp_path, splits=replace(SPLITS, test=Rows("test", {"sentence": ["a dog"], "label": [1]}))).fingerprint
     )
-    prints.append(
-        load(tmp_path, splits=replace(SPLITS, test=SPLITS.validation, validation=SPLITS.test)).fingerprint
-    )
+    prints.append(load(tmp_path, splits=replace(SPLITS, test=SPLITS.validation, validation=SPLITS.test)).fingerprint)
     monkeypatch.setattr(tokens, "FORMAT_VERSION", tokens.FORMAT_VERSION + 1)
     prints.append(load(tmp_path).fingerprint)
     assert len(set(prints)) == 5

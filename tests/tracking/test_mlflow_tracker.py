@@ -143,9 +143,7 @@ def test_check_default_database_needs_no_server(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "localhost:5000"])
 def test_check_uri_of_another_kind_says_what_is_allowed(uri: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        TrackingError, match=r"a server \(http://HOST:PORT\) or a database \(sqlite://"
-    ) as caught:
+    with pytest.raises(TrackingError, match=r"a server \(http://HOST:PORT\) or a database \(sqlite://") as caught:
         MlflowTracker(uri, tmp_path).check()
     assert uri in str(caught.value)
 
@@ -155,9 +153,7 @@ def test_check_closed_port_is_told_at_once(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{probe.getsockname()[1]}"
     begin = time.monotonic()
-    with pytest.raises(
-        TrackingError, match=r"no server answers .*start the server \(mlflow server"
-    ) as caught:
+    with pytest.raises(TrackingError, match=r"no server answers .*start the server \(mlflow server") as caught:
         MlflowTracker(uri, tmp_path).check()
     assert time.monotonic() - begin < 4
     assert uri in str(caught.value)
@@ -215,9 +211,7 @@ def test_check_accepts_a_server_that_answers_or_wants_a_password(
     MlflowTracker(f"{uri}/prefix/", tmp_path).check()
 
 
-def test_check_reaches_a_server_named_with_a_password(
-    web_server: tuple[str, list[int]], tmp_path: Path
-) -> None:
+def test_check_reaches_a_server_named_with_a_password(web_server: tuple[str, list[int]], tmp_path: Path) -> None:
     uri, _ = web_server
     MlflowTracker(uri.replace("http://", "http://user:secret@"), tmp_path).check()
 
@@ -347,10 +341,7 @@ def test_mlflow_recording_all_again_changes_nothing(shown: Shown) -> None:
                 run.info.status,
                 run.data.params,
                 {tag: value for tag, value in run.data.tags.items() if tag not in ("git_commit", GIT_TAG)},
-                {
-                    metric: len(client.get_metric_history(run.info.run_id, metric))
-                    for metric in run.data.metrics
-                },
+                {metric: len(client.get_metric_history(run.info.run_id, metric)) for metric in run.data.metrics},
             )
             for name, run in shown.runs().items()
         }

@@ -83,9 +83,7 @@ def logged(tracker: MlflowTracker, adapter: Path, columns: list[str]) -> tuple[A
     return model, Path(download_artifacts(artifact_uri=model.artifact_location, tracking_uri=tracker.uri))
 
 
-def test_model_loads_and_answers_in_another_process(
-    database: MlflowTracker, adapter: Path, tmp_path: Path
-) -> None:
+def test_model_loads_and_answers_in_another_process(database: MlflowTracker, adapter: Path, tmp_path: Path) -> None:
     model, folder = logged(database, adapter, ["premise", "hypothesis"])
     frame = {"hypothesis": ["b", "d"], "premise": ["a", "c"]}
     result = predict_elsewhere(folder, frame, tmp_path)
@@ -99,9 +97,7 @@ def test_model_loads_and_answers_in_another_process(
     assert model.tags["task"] == "cola"
 
 
-def test_model_without_columns_takes_ready_text(
-    database: MlflowTracker, adapter: Path, tmp_path: Path
-) -> None:
+def test_model_without_columns_takes_ready_text(database: MlflowTracker, adapter: Path, tmp_path: Path) -> None:
     _, folder = logged(database, adapter, [])
     assert predict_elsewhere(folder, {"text": ["a"]}, tmp_path)["answer"] == ['stub:"a"']
 

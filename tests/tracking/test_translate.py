@@ -91,15 +91,11 @@ def test_translate_ended_keeps_the_traceback_and_shows_its_last_line() -> None:
 
 
 def test_translate_ended_unknown_state_lists_the_states() -> None:
-    with pytest.raises(
-        ValueError, match="'STOPPED' is none of FINISHED, PRUNED, DIVERGED, FAILED, INTERRUPTED"
-    ):
+    with pytest.raises(ValueError, match="'STOPPED' is none of FINISHED, PRUNED, DIVERGED, FAILED, INTERRUPTED"):
         end_of(RunKey(3), "STOPPED", 1)
 
 
-@pytest.mark.parametrize(
-    ("action", "expected"), [("stop", {"reason": "below", "rung": "1"}), ("continue", None)]
-)
+@pytest.mark.parametrize(("action", "expected"), [("stop", {"reason": "below", "rung": "1"}), ("continue", None)])
 def test_translate_decided_shows_only_stops(action: str, expected: dict[str, str] | None) -> None:
     event = {
         "event": "decided",

@@ -1,0 +1,283 @@
+"""An exported adapter: what a search leaves for other programs. Two files, no pickle.
+
+`adapter.safetensors` holds the trained tensors, `adapter.json` everything needed to use them: method, sizes, backbone,
+task, label texts, metrics and versions.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adept_tune.errors import StateError, TaskError
+
+if TYPE_CHECKING:
+    from adept_tune.engine.reading import Evaluation, Reader, Trained
+    from adept_tune.engine.state import TrialState
+    from adept_tune.tasks.task import Task
+
+FORMAT = 1
+TENSORS, DESCRIPTION = "adapter.safetensors", "adapter.json"
+
+Row = str | Mapping[str, Any]
+
+
+def save_adapter(
+    folder: Path,
+    state: "TrialState",
+    task: "Task",
+    backbone: Mapping[str, Any],
+    precision: str,
+    metrics: Mapping[str, float],
+    origin: Mapping[str, Any],
+    versions: Mapping[str, str],
+) -> None:
+    """Write an adapter folder, each file aside first.
+
+    Args:
+        folder: Made if absent; an adapter in it is replaced.
+        state: The trained trial.
+        task: What it was trained for.
+        backbone: Fields of the `BackboneInfo` it was trained on.
+        precision: Of the backbone in training and scoring.
+        metrics: Flat figures, fractions, by name.
+        origin: Where it comes from: search, trial, seed.
+        versions: Of the packages that made it.
+    """
+    from safetensors.torch import save
+
+    blob = save(dict(state.tensors))
+    description = {
+        "format": FORMAT,
+        "method": state.method,
+        "prompt_length": state.sizes.prompt_length,
+        "width": state.sizes.width,
+        "d_model": state.sizes.d_model,
+        "source_length": state.sizes.source_length,
+        "labels": state.config.labels,
+        "label_texts": list(task.labels(state.config.labels)),
+        "backbone": dict(backbone),
+        "precision": precision,
+        "task": {
+            "name": task.name,
+            "columns": list(task.columns),
+            "template": task.template,
+            "label_column": task.label_column,
+            "metric": task.metric,
+            "demonstration": task.demonstration,
+        },
+        "metrics": dict(metrics),
+        "config": state.config.model_dump(mode="json"),
+        "origin": dict(origin),
+        "versions": dict(versions),
+        "sha256": hashlib.sha256(blob).hexdigest(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / TENSORS, blob)
+    _replace(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
+
+
+def load_adapter(path: str | Path, model: str | None = None, device: str = "cpu") -> "Adapter":
+    """Read an exported adapter and load its backbone.
+
+    Args:
+        path: Folder with `adapter.safetensors` and `adapter.json`.
+        model: Folder or Hub name to use instead of the recorded backbone, for a model that has moved.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        StateError: The files are missing, damaged, or do not belong together; names the file.
+        BackboneError: The backbone is not the one the adapter was trained on, or cannot be loaded.
+        HubError: The backbone is neither cached nor reachable.
+    """
+    return Adapter(Path(path), model, device)
+
+
+class Adapter:
+    """A trained adapter on its backbone, ready to predict. Made by `load_adapter`.
+
+    Attributes:
+        description: Content of `adapter.json`.
+    """
+
+    def __init__(self, folder: Path, model: str | None, device: str) -> None:
+        self.description, tensors = _read(folder)
+        self._task = _task(self.description, folder)
+        self._reader, self._trained, self._tokenizer = _assemble(self.description, tensors, folder, model, device)
+
+    def predict(self, rows: Sequence[Row]) -> list[str]:
+        """Answer each row with the text the model decodes, usually one of `label_texts`.
+
+        Args:
+            rows: Mappings with the task's columns, or plain texts for a task of one column.
+
+        Raises:
+            TaskError: A row does not fit the task.
+        """
+        if not rows:
+            return []
+        (texts,) = self._reader.decode(self._trained, self._sources(rows))
+        return texts
+
+    def score(self, rows: Sequence[Mapping[str, Any]]) -> "Evaluation":
+        """Predict rows that carry labels, and score the predictions with the task's metric.
+
+        Raises:
+            TaskError: A row does not fit the task.
+        """
+        import numpy as np
+
+        from adept_tune.tasks.tokens import TokenSplit
+
+        labels = [self._task.label_index(row, "rows", i) for i, row in enumerate(rows)]
+        split = TokenSplit(self._sources(rows), {}, np.array(labels, dtype=np.int32))
+        evaluations = self._reader.evaluate(self._trained, split)
+        assert evaluations is not None  # nobody asked it to stop
+        return evaluations[0]
+
+    @property
+    def label_column(self) -> str:
+        """Name of the column that holds a row's label."""
+        return self._task.label_column
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the text columns of a row."""
+        return self._task.columns
+
+    def _sources(self, rows: Sequence[Row]) -> Any:
+        from adept_tune.tasks.tokens import Ragged
+
+        texts = [self._task.source(self._row(row), "rows", i) for i, row in enumerate(rows)]
+        encoded = self._tokenizer(texts, truncation=True, max_length=self.description["source_length"])
+        return Ragged.from_lists(encoded["input_ids"])
+
+    def _row(self, row: Row) -> Mapping[str, Any]:
+        if not isinstance(row, str):
+            return row
+        if len(self._task.columns) > 1:
+            raise TaskError(
+                f"task {self._task.name}: a plain text cannot fill the columns {', '.join(self._task.columns)}; "
+                "give rows with these columns"
+            )
+        return {self._task.columns[0]: row}
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both files, checked against each other."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from adept_tune.methods import get_method
+    from adept_tune.methods.base import Sizes
+
+    where = folder / DESCRIPTION
+    try:
+        description = json.loads(where.read_text())
+        blob = (folder / TENSORS).read_bytes()
+    except FileNotFoundError as error:
+        raise StateError(f"{folder}: no adapter there ({error.filename} is missing)") from None
+    except (OSError, ValueError) as error:
+        raise StateError(f"{where}: not readable ({error})") from error
+    try:
+        if description["format"] != FORMAT:
+            raise StateError(f"{where}: format {description['format']}; this version reads format {FORMAT}")
+        if hashlib.sha256(blob).hexdigest() != description["sha256"]:
+            raise StateError(f"{folder / TENSORS}: does not match the digest in {DESCRIPTION}; it is damaged")
+        tensors = load(blob)
+        sizes = Sizes(*(int(description[key]) for key in ("prompt_length", "width", "d_model", "source_length")))
+        for name, axes in get_method(description["method"]).axes.items():
+            shape = tuple(tensors[name].shape)
+            if shape != sizes.of(axes):
+                raise StateError(f"{folder / TENSORS}: {name}: expected shape {sizes.of(axes)}, found {shape}")
+        for key, kind in (
+            ("task", dict),
+            ("backbone", dict),
+            ("label_texts", list),
+            ("labels", str),
+            ("metrics", dict),
+        ):
+            if not isinstance(description[key], kind):
+                raise TypeError(f"{key} is not a {kind.__name__}")
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise StateError(f"{where}: not an adapter's description ({type(error).__name__}: {error})") from error
+    return description, tensors
+
+
+def _task(description: Mapping[str, Any], folder: Path) -> "Task":
+    from adept_tune.tasks.task import Task
+
+    fields = description["task"]
+    try:
+        return Task(
+            name=fields["name"],
+            columns=tuple(fields["columns"]),
+            template=fields["template"],
+            label_sets={description["labels"]: tuple(description["label_texts"])},
+            split_rule="official",
+            metric=fields["metric"],
+            label_column=fields["label_column"],
+            max_source_length=description["source_length"],
+            demonstration=fields.get("demonstration", False),
+        )
+    except (KeyError, TypeError, AttributeError, TaskError) as error:
+        raise StateError(f"{folder / DESCRIPTION}: task: {error}") from error
+
+
+def _assemble(
+    description: Mapping[str, Any], tensors: Mapping[str, Any], folder: Path, model: str | None, device: str
+) -> "tuple[Reader, Trained, Any]":
+    """Backbone and adapter as a reader of one trial."""
+    from adept_tune.backbones import BackboneInfo, inspect_backbone, load_backbone, load_tokenizer
+    from adept_tune.backbones.codec import TokenizerCodec
+    from adept_tune.engine.reading import Reader, Trained
+    from adept_tune.methods import get_method
+    from adept_tune.methods.base import Sizes
+    from adept_tune.tasks.tokens import Ragged
+
+    try:
+        recorded = BackboneInfo(**description["backbone"])
+    except TypeError as error:
+        raise StateError(f"{folder / DESCRIPTION}: backbone: {error}") from error
+    info = inspect_backbone(model or recorded.name, None if model or recorded.local else recorded.revision)
+    _check_backbone(info, recorded, folder)
+    tokenizer = load_tokenizer(info)
+    backbone = load_backbone(info, device, description.get("precision", "fp32"))
+    style, texts = description["labels"], tuple(description["label_texts"])
+    label_ids = [[*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for text in texts]
+    reader = Reader(
+        backbone,
+        get_method(description["method"]),
+        TokenizerCodec(tokenizer),
+        description["task"]["metric"],
+        {style: Ragged.from_lists(label_ids)},
+        {style: texts},
+        backbone.pad_id,
+    )
+    sizes = Sizes(*(int(description[key]) for key in ("prompt_length", "width", "d_model", "source_length")))
+    return reader, Trained.of_one(tensors, sizes, style, backbone.device), tokenizer
+
+
+def _check_backbone(info: Any, recorded: Any, folder: Path) -> None:
+    from adept_tune.errors import BackboneError
+
+    if (info.d_model, info.vocab_size) != (recorded.d_model, recorded.vocab_size):
+        raise BackboneError(
+            f"adapter {folder} was trained on {recorded.name} (d={recorded.d_model}, vocabulary "
+            f"{recorded.vocab_size}); {info.name} has d={info.d_model}, vocabulary {info.vocab_size}"
+        )
+    if info.revision != recorded.revision:
+        warnings.warn(
+            f"adapter {folder} was trained on {recorded.name} at {recorded.revision}; "
+            f"using {info.name} at {info.revision}",
+            stacklevel=2,
+        )
+
+
+def _replace(path: Path, blob: bytes) -> None:
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_bytes(blob)
+    os.replace(part, path)

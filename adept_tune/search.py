@@ -1,0 +1,108 @@
+"""`python -m adept_tune.search`: search the hyper-parameters of an input adapter for one task on one model."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adept_tune.cli import guarded
+
+if TYPE_CHECKING:
+    from adept_tune.tuning.search import Request
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, search, and give the exit code: 0 done, 2 bad input, 3 no trial finished, 130 interrupted."""
+    arguments = parser().parse_args(argv)
+
+    def run() -> int:
+        from adept_tune.console import Console
+        from adept_tune.tuning.search import run_search
+
+        return run_search(request(arguments), Console())
+
+    return guarded(run)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m adept_tune.search",
+        description="Search the hyper-parameters of ADePT (or prompt tuning, DePT) for one task on one frozen model.",
+    )
+    what = p.add_argument_group("what")
+    what.add_argument("--task", required=True, help="name of a task, e.g. cola, sst2, mrpc, rte")
+    what.add_argument("--method", default="adept", help="adept, dept or prompt-tuning (default adept)")
+    what.add_argument("--model", help="Hub name or folder (default google-t5/t5-base with a GPU, t5-small without)")
+    what.add_argument("--data-dir", type=Path, help="folder with TASK/SPLIT.{jsonl,csv,tsv,parquet} (default: the Hub)")
+    what.add_argument("--labels", choices=["digits", "words"], help="label texts (default digits, as published)")
+    what.add_argument("--space", help="name or .yaml file of a search space (default: the method's)")
+    effort = p.add_argument_group("how much")
+    effort.add_argument("--trials", type=int, help="configurations to try (default: what fits the time budget)")
+    effort.add_argument("--max-steps", type=int, help="optimizer steps of a full trial (default: what fits)")
+    effort.add_argument("--batch-size", type=int, default=32, help="rows of a step (default 32, as published)")
+    effort.add_argument("--time-budget", help="wall time for everything, e.g. 90m, 8h (default 1h; 8h with a GPU)")
+    effort.add_argument("--finalists", type=int, default=3, help="configurations to retrain (default 3)")
+    effort.add_argument("--seeds", type=int, default=3, help="retrainings of each finalist (default 3)")
+    how = p.add_argument_group("how")
+    how.add_argument("--scheduler", default="asha", choices=["asha", "hyperband", "median", "none"])
+    how.add_argument("--sampler", default="tpe", choices=["tpe", "random", "gp", "grid"])
+    how.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    how.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="fix a trial setting or an option")
+    where = p.add_argument_group("where")
+    where.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    where.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the backbone (default fp32)")
+    where.add_argument("--trials-per-gpu", default="auto", help="trials fused on a device, or auto (default)")
+    where.add_argument("--address", help="local, auto or a Ray cluster's address (default: RAY_ADDRESS, else local)")
+    where.add_argument("--experiment", type=Path, help="folder of this search (default runs/TASK-METHOD-TIME)")
+    where.add_argument("--storage", help="folder or fsspec URI for trial states (default: in the experiment)")
+    where.add_argument("--tracking-uri", help="MLflow server (default: a database in the experiment)")
+    p.add_argument("--dry-run", action="store_true", help="print the plan and its cost after a short probe, then stop")
+    p.add_argument("--verbose", action="store_true", help="let Ray's and MLflow's own messages through")
+    return p
+
+
+def request(arguments: argparse.Namespace) -> "Request":
+    """The parsed arguments as a request.
+
+    Raises:
+        SpecError: A value that argparse cannot judge.
+    """
+    from adept_tune.tuning.options import split_settings, wall_time_s, whole_number_or_auto
+    from adept_tune.tuning.search import Request
+
+    fixed, options = split_settings(arguments.set)
+    return Request(
+        task=arguments.task,
+        method=arguments.method,
+        model=arguments.model,
+        data_dir=arguments.data_dir,
+        labels=arguments.labels,
+        space=arguments.space,
+        fixed=fixed,
+        trials=arguments.trials,
+        max_steps=arguments.max_steps,
+        batch_size=arguments.batch_size,
+        scheduler=arguments.scheduler,
+        sampler=arguments.sampler,
+        finalists=arguments.finalists,
+        seeds=arguments.seeds,
+        seed=arguments.seed,
+        slots=whole_number_or_auto("--trials-per-gpu", arguments.trials_per_gpu),
+        time_budget_s=wall_time_s(arguments.time_budget),
+        address=arguments.address or os.environ.get("RAY_ADDRESS") or "local",
+        storage=arguments.storage,
+        tracking_uri=arguments.tracking_uri,
+        experiment=arguments.experiment,
+        device=arguments.device,
+        precision=arguments.precision,
+        dry_run=arguments.dry_run,
+        verbose=arguments.verbose,
+        **options,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

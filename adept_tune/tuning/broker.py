@@ -1,0 +1,103 @@
+"""Finds each trial a host on its device, and makes hosts. One actor, owned by the driver, on the driver's node.
+
+Hosts belong to the broker, so they die with it, and it dies with the driver: nothing outlives a killed search.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from adept_tune.tuning.host import Host, HostPlan
+from adept_tune.tuning.store import Store
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+NAMESPACE = "adept_tune"
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a trial needs to start or go on.
+
+    Attributes:
+        host: The actor that trains it.
+        host_name: Its name.
+        incarnation: How often the trial has been started before.
+        step: Step of the state it goes on from.
+        blob: That state; None starts it.
+    """
+
+    host: "ActorHandle[Any]"
+    host_name: str
+    incarnation: int
+    step: int
+    blob: bytes | None
+
+
+def broker_name(search_id: str) -> str:
+    """Name of a search's broker in our namespace."""
+    return f"{search_id}:broker"
+
+
+class Broker:
+    """Hosts of one search.
+
+    Args:
+        search_id: Part of every host's name.
+        plan: What a host loads.
+        data: Reference to the task's tokens, in a list so that Ray passes it on unread.
+        storage: Where the trials' states are kept.
+        journalled: Job name to the last step that its journal holds.
+    """
+
+    def __init__(
+        self, search_id: str, plan: HostPlan, data: list[Any], storage: str, journalled: dict[str, int]
+    ) -> None:
+        self._search_id = search_id
+        self._plan = plan
+        self._data = data[0]
+        self._store = Store(storage)
+        self._journalled = dict(journalled)
+        self._incarnations: dict[str, int] = {}
+        self._hosts: dict[str, Any] = {}
+        self._making = asyncio.Lock()
+
+    async def admit(self, job: str, node_id: str, gpu: str | None) -> Seat:
+        """A host on the caller's device, and the state its job goes on from."""
+        host_name, host = await self.host(node_id, gpu)
+        incarnation = self._incarnations[job] = self._incarnations.get(job, -1) + 1
+        step = self._journalled.get(job, 0)
+        blob = self._store.read(job, step)[0] if step else None
+        return Seat(host, host_name, incarnation, step, blob)
+
+    async def host(self, node_id: str, gpu: str | None) -> tuple[str, Any]:
+        """The loaded host of a device, made where there is none or where it has died."""
+        name = f"{self._search_id}:host:{node_id[:12]}:{gpu or 'cpu'}"
+        async with self._making:
+            if name in self._hosts:
+                try:
+                    await self._hosts[name].load.remote(self._data)
+                    return name, self._hosts[name]
+                except ray.exceptions.RayActorError:
+                    del self._hosts[name]
+            self._hosts[name] = (
+                ray.remote(Host)
+                .options(
+                    name=name,
+                    namespace=NAMESPACE,
+                    num_cpus=0,
+                    max_concurrency=1000,
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+                )
+                .remote(self._plan, gpu)
+            )
+            await self._hosts[name].load.remote(self._data)
+            return name, self._hosts[name]
+
+    def journalled(self, job: str, step: int) -> None:
+        """The driver has journalled a report; from now on the job goes on from there."""
+        self._journalled[job] = step

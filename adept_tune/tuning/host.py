@@ -1,0 +1,306 @@
+"""The engine behind a Ray actor: one for a GPU, or one for a node's CPUs.
+
+Trials ask it to train them to a step and wait; it steps all that wait, fused. It loads torch and the backbone only
+when told to, so that this module can be imported by processes that need neither.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from adept_tune.tuning.work import Report
+
+if TYPE_CHECKING:
+    from adept_tune.engine.config import TrialConfig
+    from adept_tune.engine.engine import Engine
+    from adept_tune.engine.reading import Evaluation
+    from adept_tune.tasks.tokens import TaskData
+
+T = TypeVar("T")
+Split = Literal["validation", "test"]
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """What a host is to load, and how it is to work.
+
+    Attributes:
+        backbone: Fields of a `BackboneInfo`.
+        method: Name of the method.
+        device: ``cuda`` or ``cpu``.
+        precision: Of the backbone and its activations.
+        num_slots: Trials at once.
+        rows_per_pass: Most rows fused in one forward and backward; None fuses all.
+        num_threads: Threads of torch on a CPU.
+    """
+
+    backbone: Mapping[str, Any]
+    method: str
+    device: str
+    precision: str
+    num_slots: int
+    rows_per_pass: int | None
+    num_threads: int
+
+
+@dataclass
+class _Goal:
+    """A trial's wish to be at a step."""
+
+    slot: int
+    step: int
+    evaluate: bool
+    since: float
+    reached: asyncio.Future[Report]
+
+
+class Host:
+    """Trains trials of one device. All methods are coroutines of one Ray actor; torch runs in one thread.
+
+    Args:
+        plan: What to load.
+        visible_device: Id of the GPU to use; None leaves the process as it is.
+    """
+
+    def __init__(self, plan: HostPlan, visible_device: str | None = None) -> None:
+        self._plan = plan
+        self._visible_device = visible_device
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._lock = asyncio.Lock()
+        self._freed = asyncio.Condition(self._lock)
+        self._wanted = 0  # callers that wait for the engine; stepping pauses for them
+        self._engine: Engine | None = None
+        self._seats: dict[str, tuple[int, int]] = {}  # trial name -> (incarnation, slot)
+        self._goals: dict[str, _Goal] = {}
+        self._pump_task: asyncio.Task[None] | None = None
+
+    async def load(self, data: "TaskData") -> None:
+        """Load the backbone and make the engine, once.
+
+        Args:
+            data: The task's tokens.
+
+        Raises:
+            BackboneError: The weights cannot be loaded.
+        """
+        async with self._lock:
+            if self._engine is None:
+                self._engine = await self._in_thread(lambda: self._build(data))
+
+    async def join(self, name: str, incarnation: int, config: Mapping[str, Any], blob: bytes | None) -> None:
+        """Seat a trial; a later incarnation takes the place of an earlier one, whose process is gone.
+
+        Args:
+            name: Of the trial.
+            incarnation: How often it has been started before.
+            config: Fields of its `TrialConfig`.
+            blob: Its saved state; None starts it.
+        """
+        from adept_tune.engine.config import TrialConfig
+        from adept_tune.engine.state import TrialState
+
+        if name in self._seats:
+            await self.leave(name, incarnation)
+        trial = TrialConfig.model_validate(config)
+        state = None if blob is None else TrialState.from_bytes(blob, name)
+        engine = self._ready()
+        async with self._taking():
+            await self._freed.wait_for(lambda: len(self._seats) < engine.num_slots)
+            self._seats[name] = (incarnation, await self._in_thread(lambda: engine.join(trial, state)))
+
+    async def train_to(self, name: str, incarnation: int, step: int, evaluate: bool) -> dict[str, Any]:
+        """Train a trial to a step, in company, and say how it stands there.
+
+        Returns:
+            Fields of a `Report`.
+        """
+        slot = self._slot(name, incarnation)
+        goal = _Goal(slot, step, evaluate, time.monotonic(), asyncio.get_running_loop().create_future())
+        self._goals[name] = goal
+        if self._pump_task is None or self._pump_task.done():
+            self._pump_task = asyncio.get_running_loop().create_task(self._pump())
+        return asdict(await goal.reached)
+
+    async def fetch_state(self, name: str, incarnation: int) -> bytes:
+        """The trial's state as it stands."""
+        engine = self._ready()
+        async with self._taking():
+            slot = self._slot(name, incarnation)
+            return await self._in_thread(lambda: engine.state(slot).to_bytes())
+
+    async def leave(self, name: str, incarnation: int) -> None:
+        """Free a trial's slot; nothing where it has none, or has been superseded."""
+        engine = self._ready()
+        async with self._taking():
+            seat = self._seats.get(name)
+            if seat is None or seat[0] > incarnation:
+                return
+            del self._seats[name]
+            goal = self._goals.pop(name, None)
+            if goal is not None and not goal.reached.done():
+                goal.reached.cancel()
+            await self._in_thread(lambda: engine.leave(seat[1]))
+            self._freed.notify_all()
+
+    async def probe(self, config: Mapping[str, Any], num_trials: int, num_steps: int = 3) -> dict[str, float]:
+        """Time a few steps of several equal trials and a part of an evaluation; nothing of it is kept.
+
+        Returns:
+            Seconds of one trial's step in that company (``step_s``) and of one trial's evaluation (``evaluation_s``).
+        """
+        from adept_tune.engine.config import TrialConfig
+
+        engine, trial = self._ready(), TrialConfig.model_validate(config)
+        async with self._taking():
+            return await self._in_thread(lambda: _time_steps(engine, trial, num_trials, num_steps))
+
+    async def score(self, blob: bytes, where: str, split: Split) -> dict[str, Any]:
+        """Score a saved trial alone on a split, as prediction does.
+
+        Returns:
+            ``score``, ``standard_error``, ``loss`` and ``texts``.
+        """
+        engine = self._ready()
+        async with self._taking():
+            evaluation = await self._in_thread(lambda: _score(engine, blob, where, split))
+        return {
+            "score": evaluation.score.value,
+            "standard_error": evaluation.score.standard_error,
+            "loss": evaluation.loss,
+            "texts": list(evaluation.texts),
+        }
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _build(self, data: "TaskData") -> "Engine":
+        import os
+
+        if self._visible_device is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self._visible_device
+        import torch
+
+        from adept_tune.backbones import BackboneInfo, load_backbone, load_tokenizer
+        from adept_tune.backbones.codec import TokenizerCodec
+        from adept_tune.engine.engine import Engine
+        from adept_tune.engine.reading import Reader
+        from adept_tune.methods import get_method
+
+        torch.set_num_threads(self._plan.num_threads)
+        info = BackboneInfo(**self._plan.backbone)
+        backbone = load_backbone(info, self._plan.device, self._plan.precision)  # type: ignore[arg-type]  # checked by SearchSpec
+        method = get_method(self._plan.method)
+        codec = TokenizerCodec(load_tokenizer(info))
+        reader = Reader(backbone, method, codec, data.metric, data.label_sets, data.label_texts, data.pad_id)
+        return Engine(backbone, method, data, reader, self._plan.num_slots, self._plan.rows_per_pass)
+
+    async def _pump(self) -> None:
+        """Step whoever waits until nobody does."""
+        engine = self._ready()
+        while self._goals:
+            async with self._lock:
+                goals = dict(self._goals)
+                try:
+                    reports = await self._in_thread(lambda g=goals: self._advance(engine, g))  # type: ignore[misc]
+                except Exception as error:
+                    for name, goal in goals.items():
+                        self._goals.pop(name, None)
+                        if not goal.reached.done():
+                            goal.reached.set_exception(error)
+                    continue
+                for name, report in reports.items():
+                    goal = self._goals.pop(name)
+                    if not goal.reached.done():
+                        goal.reached.set_result(report)
+            await asyncio.sleep(0)
+
+    def _advance(self, engine: "Engine", goals: Mapping[str, _Goal]) -> dict[str, Report]:
+        """Fused steps until a trial is where it wants to be, or somebody else needs the engine."""
+        while True:
+            there = {name: goal for name, goal in goals.items() if engine.step_of(goal.slot) >= goal.step}
+            if there:
+                return self._reports(engine, there)
+            engine.step([goal.slot for goal in goals.values()])
+            if self._wanted:
+                return {}
+
+    def _reports(self, engine: "Engine", goals: Mapping[str, _Goal]) -> dict[str, Report]:
+        """What trials that reached their step have to tell; those to be evaluated are evaluated together."""
+        diverged = {name for name, goal in goals.items() if engine.diverged(goal.slot)}
+        to_evaluate = [name for name, goal in goals.items() if goal.evaluate and name not in diverged]
+        evaluated: dict[str, Evaluation] = {}
+        if to_evaluate:
+            evaluations = engine.evaluate([goals[name].slot for name in to_evaluate])
+            assert evaluations is not None  # nobody asked it to stop
+            evaluated = dict(zip(to_evaluate, evaluations, strict=True))
+        reports = {}
+        for name, goal in goals.items():
+            evaluation = evaluated.get(name)
+            reports[name] = Report(
+                step=engine.step_of(goal.slot),
+                train_loss=engine.train_loss(goal.slot),
+                score=evaluation.score.value if evaluation else None,
+                standard_error=evaluation.score.standard_error if evaluation else None,
+                loss=evaluation.loss if evaluation else None,
+                diverged=name in diverged,
+                seconds=time.monotonic() - goal.since,
+            )
+        return reports
+
+    def _taking(self) -> "_Taking":
+        return _Taking(self)
+
+    def _slot(self, name: str, incarnation: int) -> int:
+        seat = self._seats.get(name)
+        if seat is None or seat[0] != incarnation:
+            raise RuntimeError(f"{name}, incarnation {incarnation}, has no slot here; a later one took its place")
+        return seat[1]
+
+    def _ready(self) -> "Engine":
+        assert self._engine is not None, "load first"
+        return self._engine
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+class _Taking:
+    """Hold the engine between two steps."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    async def __aenter__(self) -> None:
+        self._host._wanted += 1
+        try:
+            await self._host._lock.acquire()
+        finally:
+            self._host._wanted -= 1
+
+    async def __aexit__(self, *_: object) -> None:
+        self._host._lock.release()
+
+
+def _time_steps(engine: "Engine", trial: "TrialConfig", num_trials: int, num_steps: int) -> dict[str, float]:
+    slots = [engine.join(trial) for _ in range(num_trials)]
+    try:
+        engine.step(slots)  # the first step pays for allocations
+        start = time.monotonic()
+        for _ in range(num_steps):
+            engine.step(slots)
+        engine.train_loss(slots[0])  # waits for the device
+        step_s = (time.monotonic() - start) / (num_steps * num_trials)
+        start = time.monotonic()
+        share = engine.evaluate_sample(slots)
+        return {"step_s": step_s, "evaluation_s": (time.monotonic() - start) / share / num_trials}
+    finally:
+        for slot in slots:
+            engine.leave(slot)
+
+
+def _score(engine: "Engine", blob: bytes, where: str, split: Split) -> "Evaluation":
+    from adept_tune.engine.state import TrialState
+
+    return engine.score_state(TrialState.from_bytes(blob, where), split)

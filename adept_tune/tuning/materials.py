@@ -1,0 +1,67 @@
+"""What a search works on, loaded and checked before anything is spent."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adept_tune.backbones import BackboneInfo, inspect_backbone, load_tokenizer
+from adept_tune.errors import SpecError
+from adept_tune.tasks import Task, get_task
+from adept_tune.tasks.rows import Splits, load_splits
+from adept_tune.tasks.tokens import TaskData, default_cache_dir, load_task_data, tokenizer_fingerprint
+from adept_tune.tuning.space import SearchSpace, SpaceFile, Value, resolve_space
+from adept_tune.tuning.spec import SearchSpec
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a search works on, loaded and checked."""
+
+    task: Task
+    splits: Splits
+    data: TaskData
+    info: BackboneInfo
+    space: SearchSpace
+
+
+def gather(
+    task_name: str,
+    data_dir: Path | None,
+    model: str,
+    file: SpaceFile,
+    fixed: Mapping[str, Value] | None,
+    labels: str | None,
+    revision: str | None = None,
+) -> Materials:
+    """Load and check everything a search works on.
+
+    Raises:
+        AdeptError: Whatever is wrong with task, rows, model or space.
+    """
+    task = get_task(task_name)
+    if labels is not None:
+        task.labels(labels)
+    info = inspect_backbone(model, revision)
+    settled = dict(fixed or {}) | ({"labels": labels} if labels else {})
+    space = resolve_space(file, info.d_model, task.max_source_length, settled)
+    splits = load_splits(task, data_dir)
+    tokenizer = load_tokenizer(info)
+    data = load_task_data(task, splits, tokenizer, tokenizer_fingerprint(tokenizer), default_cache_dir())
+    return Materials(task, splits, data, info, space)
+
+
+def check_unchanged(spec: SearchSpec, materials: Materials) -> None:
+    """See that rows and model are still those of a search.
+
+    Raises:
+        SpecError: They are not; says which.
+    """
+    if materials.data.fingerprint != spec.data_fingerprint:
+        raise SpecError(
+            f"task {spec.task}: its rows or tokens are not those of the search; restore them, or search anew"
+        )
+    if materials.info.revision != spec.backbone["revision"]:
+        raise SpecError(
+            f"model {materials.info.name}: found {materials.info.revision}, the search used "
+            f"{spec.backbone['revision']}; restore it, or search anew"
+        )

@@ -1,0 +1,191 @@
+"""After the search: the best configurations over several seeds, the winner tested once, its best seed exported.
+
+A winner is a set of seeds. It is chosen on the mean of the validation half; the test half is read once, by each seed
+of the winner, after that choice.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any
+
+from adept_tune.tuning.journal import Event, Journal
+from adept_tune.tuning.samplers import derive_seed
+from adept_tune.tuning.store import Store
+from adept_tune.tuning.study import Listener, TrialRecord, event_fields, report_of
+from adept_tune.tuning.work import End, Job, Report, Work, report_steps
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Several seeds' figures.
+
+    Attributes:
+        mean: Of the seeds.
+        sd: Standard deviation between seeds; 0 for one seed.
+        se: Standard error of the mean over seeds; for one seed, that of its score over rows.
+    """
+
+    mean: float
+    sd: float
+    se: float
+
+    @classmethod
+    def of(cls, values: Sequence[float], errors: Sequence[float]) -> "Spread":
+        """Spread of one figure a seed.
+
+        Args:
+            values: The figures.
+            errors: Their standard errors over rows.
+        """
+        if len(values) == 1:
+            return cls(values[0], 0.0, errors[0])
+        return cls(fmean(values), stdev(values), stdev(values) / len(values) ** 0.5)
+
+    def as_dict(self) -> dict[str, float]:
+        """Plain values."""
+        return {"mean": self.mean, "sd": self.sd, "se": self.se}
+
+
+@dataclass
+class Rerun:
+    """One seed of one finalist."""
+
+    trial: int
+    seed: int
+    job: Job
+    reports: dict[int, Report] = field(default_factory=dict)
+    state: End | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it got to its end with a score."""
+        report = self.reports.get(self.job.config.max_steps)
+        return report is not None and report.score is not None
+
+    @property
+    def scored(self) -> tuple[float, float]:
+        """Score at its end and the score's standard error; only of one that has finished."""
+        report = self.reports[self.job.config.max_steps]
+        assert report.score is not None, f"{self.job.name} has not finished"
+        return report.score, report.standard_error or 0.0
+
+
+def rerun_name(trial: int, seed: int) -> str:
+    """Name of a seed of a finalist, in Tune, the store and MLflow."""
+    return f"trial-{trial:04d}-seed-{seed}"
+
+
+class Retrain(Work):
+    """Seeds of the finalists, each to full length.
+
+    All finalists see the same order of rows and the same seeds, so they are compared like with like.
+
+    Args:
+        finalists: Trials of the search, best first.
+        num_seeds: Seeds of each.
+        search_seed: Seeds derive from it; none is the search's own.
+        journal: Where events are kept.
+        store: Where states are kept.
+        listeners: Told of every event after it is journalled.
+    """
+
+    def __init__(
+        self,
+        finalists: Sequence[TrialRecord],
+        num_seeds: int,
+        search_seed: int,
+        journal: Journal,
+        store: Store,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self.finalists = list(finalists)
+        self.reruns = {
+            rerun_name(trial.number, seed): _rerun(trial, seed, search_seed)
+            for trial in finalists
+            for seed in range(1, num_seeds + 1)
+        }
+        self._open = list(self.reruns)
+        self._journal = journal
+        self._store = store
+        self._listeners = tuple(listeners)
+
+    def next(self) -> Job | None:
+        """See `Work`."""
+        return self.reruns[self._open.pop(0)].job if self._open else None
+
+    def started(self, name: str) -> None:
+        """See `Work`."""
+        self._tell("retrain_started", name, {})
+
+    def report(self, name: str, report: Report, fetch_state: Callable[[], bytes]) -> bool:
+        """See `Work`."""
+        rerun = self.reruns[name]
+        if rerun.state is not None:
+            return True
+        if report.step in rerun.reports:
+            return False
+        if not report.diverged:
+            self._store.write(name, report.step, fetch_state())
+        self._tell("retrain_reported", name, event_fields(report))
+        rerun.reports[report.step] = report
+        if report.diverged:
+            self.end(name, End.DIVERGED, "a loss or gradient was not finite")
+        return report.diverged
+
+    def end(self, name: str, end: End, reason: str, error: str | None = None) -> None:
+        """See `Work`."""
+        rerun = self.reruns[name]
+        if rerun.state is None:
+            rerun.state = end
+            last = max(rerun.reports, default=0)
+            event = {"state": str(end), "step": last, "reason": reason}
+            self._tell("retrain_ended", name, event | ({"error": error} if error else {}))
+
+    def finished(self, trial: int) -> list[Rerun]:
+        """Seeds of a finalist that came to their end with a score, by seed."""
+        mine = [rerun for rerun in self.reruns.values() if rerun.trial == trial and rerun.finished]
+        return sorted(mine, key=lambda rerun: rerun.seed)
+
+    def validation(self, trial: int) -> Spread | None:
+        """A finalist's seeds on the validation half; None where none got to its end."""
+        scored = [rerun.scored for rerun in self.finished(trial)]
+        return Spread.of([score for score, _ in scored], [error for _, error in scored]) if scored else None
+
+    def winner(self, maximize: bool) -> TrialRecord | None:
+        """The finalist with the best validation mean; of equals the one the search ranked higher."""
+        sign = 1.0 if maximize else -1.0
+        means = [
+            (sign * spread.mean, -i) for i, t in enumerate(self.finalists) if (spread := self.validation(t.number))
+        ]
+        return self.finalists[-max(means)[1]] if means else None
+
+    def replay(self, events: Sequence[Event]) -> None:
+        """Rebuild from a journal; nothing is journalled or told again."""
+        for event in events:
+            rerun = self.reruns.get(rerun_name(event.get("trial", -1), event.get("seed", -1)))
+            if rerun is None:
+                continue
+            if event["event"] == "retrain_reported":
+                rerun.reports[event["step"]] = report_of(event)
+            elif event["event"] == "retrain_ended" and event["state"] != End.INTERRUPTED:
+                rerun.state = End(event["state"])
+        self._open = [name for name, rerun in self.reruns.items() if rerun.state is None]
+
+    def _tell(self, kind: str, name: str, fields: dict[str, Any]) -> None:
+        rerun = self.reruns[name]
+        written = self._journal.append({"event": kind, "trial": rerun.trial, "seed": rerun.seed} | fields)
+        for listener in self._listeners:
+            listener(written)
+
+
+def _rerun(trial: TrialRecord, seed: int, search_seed: int) -> Rerun:
+    config = trial.config.model_copy(
+        update={
+            "seed": derive_seed(search_seed, "retrain", seed),
+            "data_seed": derive_seed(search_seed, "retrain order", seed),
+        }
+    )
+    steps = report_steps(config.max_steps, [])
+    job = Job(rerun_name(trial.number, seed), config, steps, frozenset({config.max_steps}))
+    return Rerun(trial.number, seed, job)

@@ -1,0 +1,270 @@
+"""From a request to an exported adapter: gather, probe, search, retrain, test, export."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from adept_tune.backbones.load import Precision, fetch_weights
+from adept_tune.console import Console
+from adept_tune.errors import SpecError
+from adept_tune.tracking import MlflowTracker
+from adept_tune.tuning.cluster import LOCAL, ask, broker_of, has_gpu, num_cpus, ray_session, share_of
+from adept_tune.tuning.experiment import Experiment, shape_of, storage_of, trial_config
+from adept_tune.tuning.host import HostPlan
+from adept_tune.tuning.materials import Materials, check_unchanged, gather
+from adept_tune.tuning.plan import Costs, Estimate, estimate, fit
+from adept_tune.tuning.ray_tune import Share
+from adept_tune.tuning.rungs import Scheduler
+from adept_tune.tuning.space import Sampler, SpaceFile, Value, read_space
+from adept_tune.tuning.spec import SPEC, SearchSpec
+from adept_tune.tuning.telling import plan_lines
+
+BUDGET_S = {"cpu": 3600.0, "cuda": 8 * 3600.0}
+MODEL = {"cpu": "google-t5/t5-small", "cuda": "google-t5/t5-base"}
+TRIALS = {"cpu": 16, "cuda": 32}
+SLOTS = {"cpu": 4, "cuda": 8}
+ROWS_PER_PASS: dict[str, int | None] = {"cpu": 64, "cuda": None}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for; None leaves the choice to us."""
+
+    task: str
+    method: str = "adept"
+    model: str | None = None
+    data_dir: Path | None = None
+    labels: Literal["digits", "words"] | None = None
+    space: str | None = None
+    fixed: Mapping[str, Value] | None = None
+    trials: int | None = None
+    max_steps: int | None = None
+    batch_size: int = 32
+    scheduler: Scheduler = "asha"
+    sampler: Sampler = "tpe"
+    reduction_factor: float = 3.0
+    finalists: int = 3
+    seeds: int = 3
+    seed: int = 0
+    slots: int | None = None
+    rows_per_pass: int | None = None
+    max_failures: int = 3
+    time_budget_s: float | None = None
+    address: str = LOCAL
+    storage: str | None = None
+    tracking_uri: str | None = None
+    experiment: Path | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "fp32"
+    dry_run: bool = False
+    verbose: bool = False
+
+
+def run_search(request: Request, console: Console) -> int:
+    """Run a whole search, or with `dry_run` plan one.
+
+    Returns:
+        Exit code: 0 done, 3 no trial finished.
+
+    Raises:
+        AdeptError: Before any trial has started, for anything wrong with the request.
+        KeyboardInterrupt: The user stopped it; what was done is kept.
+    """
+    with ray_or_no_ray(request) as start_ray:
+        device = _device(request, start_ray)
+        file = read_space(request.space or request.method)
+        if file.method != request.method:
+            raise SpecError(f"--method {request.method}: the space {request.space} is for {file.method}")
+        folder = request.experiment or _new_folder(request)
+        if not request.dry_run:
+            _check_folder(folder)
+        materials = gather(
+            request.task, request.data_dir, request.model or MODEL[device], file, request.fixed, request.labels
+        )
+        if request.address == LOCAL:
+            fetch_weights(materials.info)
+        draft = _draft(request, materials, file, device)
+        tracker = MlflowTracker(draft.tracking_uri, folder)
+        tracker.check()
+        start_ray()
+        with _hosts(draft, materials, {}, folder) as (broker, share):
+            spec, expected = _planned(request, draft, materials, broker, share)
+            for line in plan_lines(spec, materials, expected, share.concurrent):
+                console.say(line)
+            if request.dry_run:
+                return 0
+            folder.mkdir(parents=True, exist_ok=True)
+            spec.write(folder)
+            experiment = Experiment(spec, folder, materials, tracker, console, broker, share)
+            return experiment.run(expected)
+
+
+def run_retrain(
+    folder: Path, finalists: int | None, seeds: int | None, address: str, verbose: bool, console: Console
+) -> int:
+    """Repeat the retraining of a finished search, with other numbers of finalists or seeds where given.
+
+    Returns:
+        Exit code: 0 done, 3 no trial to retrain.
+
+    Raises:
+        AdeptError: No such experiment, or its model or rows have changed.
+    """
+    spec = SearchSpec.read(folder)
+    changes = {"finalists": finalists or spec.finalists, "seeds": seeds or spec.seeds}
+    spec = spec.model_copy(update=changes)
+    materials = gather(
+        spec.task,
+        Path(spec.data_dir) if spec.data_dir else None,
+        spec.backbone["name"],
+        SpaceFile.model_validate(spec.space),
+        spec.fixed,
+        spec.labels,
+        revision=None if spec.backbone["local"] else spec.backbone["revision"],
+    )
+    check_unchanged(spec, materials)
+    tracker = MlflowTracker(spec.tracking_uri, folder)
+    tracker.check()
+    with ray_session(address, verbose), _hosts(spec, materials, {}, folder) as (broker, share):
+        experiment = Experiment(spec, folder, materials, tracker, console, broker, share)
+        return experiment.run_retrain_only()
+
+
+@contextmanager
+def ray_or_no_ray(request: Request) -> Iterator[Callable[[], None]]:
+    """Give a function that starts or joins Ray when called, and end what it started.
+
+    A local Ray takes seconds to start, so whatever can be wrong with a request is looked at first.
+    """
+    opened: list[Any] = []
+
+    def start() -> None:
+        if not opened:
+            session = ray_session(request.address, request.verbose)
+            session.__enter__()
+            opened.append(session)
+
+    try:
+        yield start
+    finally:
+        for session in opened:
+            session.__exit__(None, None, None)
+
+
+@contextmanager
+def _hosts(
+    spec: SearchSpec, materials: Materials, journalled: dict[str, int], folder: Path
+) -> Iterator[tuple[str, Share]]:
+    """The search's broker and the share of each trial."""
+    cpus = num_cpus()
+    plan = HostPlan(
+        backbone=spec.backbone,
+        method=spec.method,
+        device=spec.device,
+        precision=spec.precision,
+        num_slots=spec.slots,
+        rows_per_pass=spec.rows_per_pass,
+        num_threads=cpus,
+    )
+    share = share_of(spec.device, spec.slots, cpus)
+    storage = storage_of(spec, folder)
+    with broker_of(spec.search_id, plan, materials.data, storage, journalled) as broker:
+        yield broker, share
+
+
+def _device(request: Request, start_ray: Callable[[], None]) -> Literal["cpu", "cuda"]:
+    if request.device == "cpu":
+        return "cpu"
+    if request.address == LOCAL:
+        import torch
+
+        there = torch.cuda.is_available()
+    else:
+        start_ray()
+        there = has_gpu()
+    if request.device == "cuda" and not there:
+        place = "this machine" if request.address == LOCAL else f"the cluster at {request.address}"
+        raise SpecError(f"--device cuda: no GPU on {place}; use --device cpu, or join a cluster with --address")
+    return "cuda" if there else "cpu"
+
+
+def _new_folder(request: Request) -> Path:
+    return Path("runs") / f"{request.task}-{request.method}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _check_folder(folder: Path) -> None:
+    if (folder / SPEC).exists():
+        raise SpecError(f"--experiment {folder}: an experiment lives there already; give another folder")
+    if folder.exists() and not folder.is_dir():
+        raise SpecError(f"--experiment {folder}: is a file; give a folder")
+    there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SpecError(f"--experiment {folder}: cannot write in {there}; give a folder you may write in")
+
+
+def _draft(request: Request, materials: Materials, file: SpaceFile, device: str) -> SearchSpec:
+    """The spec with a trial and a step to stand in for what the probe decides."""
+    try:
+        return SearchSpec(
+            search_id=uuid.uuid4().hex[:12],
+            task=materials.task.name,
+            data_dir=str(request.data_dir.resolve()) if request.data_dir else None,
+            data_fingerprint=materials.data.fingerprint,
+            backbone=materials.info.as_dict(),
+            method=request.method,
+            space=file.model_dump(mode="json"),
+            fixed=dict(request.fixed or {}) | ({"labels": request.labels} if request.labels else {}),
+            labels=request.labels or "digits",
+            trials=1 if request.trials is None else request.trials,
+            max_steps=1 if request.max_steps is None else request.max_steps,
+            batch_size=request.batch_size,
+            scheduler=request.scheduler,
+            sampler=request.sampler,
+            reduction_factor=request.reduction_factor,
+            finalists=request.finalists,
+            seeds=request.seeds,
+            seed=request.seed,
+            slots=request.slots or SLOTS[device],
+            device=device,  # type: ignore[arg-type]  # pydantic checks it
+            precision=request.precision,
+            rows_per_pass=request.rows_per_pass or ROWS_PER_PASS[device],
+            max_failures=request.max_failures,
+            time_budget_s=request.time_budget_s,
+            storage=request.storage,
+            tracking_uri=request.tracking_uri,
+        )
+    except ValidationError as error:
+        faults = "; ".join(
+            f"--{str(fault['loc'][0]).replace('_', '-')}={fault['input']}: {fault['msg']}" for fault in error.errors()
+        )
+        raise SpecError(faults) from None
+
+
+def _planned(
+    request: Request, draft: SearchSpec, materials: Materials, broker: str, share: Share
+) -> tuple[SearchSpec, Estimate]:
+    """Probe, and settle how many trials of how many steps."""
+    task = materials.task
+    params = materials.space.points[0] if materials.space.points else next(materials.space.corners())
+    config = trial_config(draft, materials.space, params, 0)
+    company = min(draft.slots, request.trials or draft.slots)
+    (probed,) = ask(broker, share, "probe", (config.model_dump(mode="json"), company))
+    devices = share.concurrent / draft.slots
+    costs = Costs(probed["step_s"] / devices, probed["evaluation_s"] / devices)
+    shape = shape_of(draft, task)
+    budget = request.time_budget_s
+    if budget is None and (request.trials is None or request.max_steps is None):
+        budget = BUDGET_S[draft.device]
+    trials, max_steps = request.trials, request.max_steps
+    if trials is None or max_steps is None:
+        assert budget is not None
+        trials, max_steps = fit(budget, costs, shape, trials, max_steps, TRIALS[draft.device], task.published_steps)
+    spec = draft.model_copy(update={"trials": trials, "max_steps": max_steps, "time_budget_s": budget})
+    return spec, estimate(trials, max_steps, costs, shape)

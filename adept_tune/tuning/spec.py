@@ -1,0 +1,101 @@
+"""What a search is asked to do, resolved and checked: the file `spec.json` of an experiment."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adept_tune.errors import SpecError, StateError
+from adept_tune.tuning.rungs import Scheduler
+from adept_tune.tuning.space import Sampler
+
+SPEC, JOURNAL, STATES, ADAPTER = "spec.json", "journal.jsonl", "states", "adapter"
+
+DEFAULT_FINALISTS, DEFAULT_SEEDS, DEFAULT_BATCH_SIZE = 3, 3, 32
+
+
+class SearchSpec(BaseModel):
+    """One search. What changes a result is compared when a search is resumed; the rest may differ.
+
+    Attributes:
+        search_id: Finds the search's runs and actors.
+        task: Name of the task.
+        data_dir: Folder of its rows; None for the Hub or the package.
+        data_fingerprint: Of rows and tokens.
+        backbone: Fields of the `BackboneInfo`.
+        method: Name of the method.
+        space: The search space as written, after `extends`.
+        fixed: Trial settings from the command line.
+        labels: Which texts stand for the labels, where the space does not search over them.
+        trials: To propose in all.
+        max_steps: Of a trial that is not stopped.
+        batch_size: Where the space does not search over it.
+        scheduler: Which rule stops trials.
+        sampler: Who proposes points.
+        reduction_factor: Of successive halving.
+        finalists: Configurations to retrain.
+        seeds: Retrainings of each.
+        seed: Of the search.
+        slots: Trials at once on a device.
+        device: ``cuda`` or ``cpu``.
+        precision: Of the backbone.
+        rows_per_pass: Most rows fused in one pass; None fuses all.
+        max_failures: Restarts of a job whose process is lost.
+        time_budget_s: Wall time for everything; None for no limit.
+        storage: Where states are kept; None for the experiment folder.
+        tracking_uri: MLflow server; None for a database in the experiment folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    search_id: str
+    task: str
+    data_dir: str | None
+    data_fingerprint: str
+    backbone: dict[str, Any]
+    method: str
+    space: dict[str, Any]
+    fixed: dict[str, Any]
+    labels: Literal["digits", "words"]
+    trials: int = Field(ge=1)
+    max_steps: int = Field(ge=1)
+    batch_size: int = Field(default=DEFAULT_BATCH_SIZE, ge=1)
+    scheduler: Scheduler = "asha"
+    sampler: Sampler = "tpe"
+    reduction_factor: float = Field(default=3.0, gt=1)
+    finalists: int = Field(default=DEFAULT_FINALISTS, ge=1)
+    seeds: int = Field(default=DEFAULT_SEEDS, ge=1)
+    seed: int = Field(default=0, ge=0)
+    slots: int = Field(ge=1)
+    device: Literal["cpu", "cuda"]
+    precision: Literal["fp32", "bf16"] = "fp32"
+    rows_per_pass: int | None = Field(default=None, ge=1)
+    max_failures: int = Field(default=3, ge=0)
+    time_budget_s: float | None = Field(default=None, gt=0)
+    storage: str | None = None
+    tracking_uri: str | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write `spec.json`, aside first."""
+        path = folder / SPEC
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
+        os.replace(part, path)
+
+    @classmethod
+    def read(cls, folder: Path) -> "SearchSpec":
+        """Read an experiment's `spec.json`.
+
+        Raises:
+            SpecError: There is no experiment in the folder.
+            StateError: The file is damaged.
+        """
+        path = folder / SPEC
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise SpecError(f"{folder}: no experiment there ({SPEC} is missing); give a folder under runs/") from None
+        except (OSError, ValidationError) as error:
+            raise StateError(f"{path}: not a readable spec ({error})") from error

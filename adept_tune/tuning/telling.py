@@ -1,0 +1,59 @@
+"""What the console says of a plan and of a result, as lines of text."""
+
+from collections.abc import Iterator
+
+from adept_tune.tuning.experiment import shape_of
+from adept_tune.tuning.materials import Materials
+from adept_tune.tuning.plan import Estimate
+from adept_tune.tuning.spec import SearchSpec
+
+
+def plan_lines(spec: SearchSpec, materials: Materials, expected: Estimate, concurrent: int) -> Iterator[str]:
+    """The resolved plan and its cost.
+
+    Args:
+        spec: What will be done.
+        materials: What it works on.
+        expected: How long it will take.
+        concurrent: Trials at once.
+    """
+    task, space, data = materials.task, materials.space, materials.data
+    rows = f"{len(data.train)} / {len(data.validation)} / {len(data.test)} rows"
+    demonstration = " (a demonstration)" if task.demonstration else ""
+    yield f"Task      {task.name}{demonstration}: {task.metric}, labels {spec.labels}, {rows}"
+    yield f"Model     {materials.info.name} on {spec.device}, {spec.precision}, d={materials.info.d_model}"
+    counts = [space.num_parameters(point) for point in space.corners()]
+    yield f"Method    {spec.method}, {min(counts):,} to {max(counts):,} trained parameters"
+    for name, dimension in space.dimensions.items():
+        yield f"          {name} in {dimension}"
+    if space.budget is not None:
+        yield f"          at most {space.budget:,} parameters: the width follows from the prompt length"
+    rungs = ", ".join(map(str, shape_of(spec, task).rule(spec.max_steps).steps(0))) or "none"
+    yield (
+        f"Search    {spec.trials} trials of up to {spec.max_steps} steps of {spec.batch_size} rows, "
+        f"{spec.sampler} and {spec.scheduler}, rungs at {rungs}, {concurrent} at once"
+    )
+    yield f"Retrain   {spec.finalists} finalists over {spec.seeds} seeds"
+    budget = f" of {duration(spec.time_budget_s)} allowed" if spec.time_budget_s else ""
+    yield (
+        f"Time      about {duration(expected.total_s)}{budget}: search {duration(expected.search_s)}, "
+        f"retrain and test {duration(expected.retrain_s)}"
+    )
+    published, plateau = task.published_steps, task.plateau_steps
+    if published and spec.max_steps < published:
+        yield f"Note      published runs of {task.name} take {published:,} steps; these end at {spec.max_steps:,}"
+    if plateau and spec.max_steps <= plateau:
+        yield (
+            f"Warning   published runs of {task.name} leave chance after about {plateau:,} steps; "
+            f"{spec.max_steps:,} steps may end before that: raise --max-steps or --time-budget"
+        )
+    yield ""
+
+
+def duration(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
