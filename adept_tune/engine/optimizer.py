@@ -36,7 +36,7 @@ class Rates:
 
 def clip(gradient_KN: Tensor, clip_norm_K: Tensor) -> Tensor:
     """Scale each trial's gradient to its norm limit, as `torch.nn.utils.clip_grad_norm_` does for one model."""
-    norm_K: Tensor = gradient_KN.norm(dim=1)  # type: ignore[no-untyped-call]  # torch leaves Tensor.norm untyped
+    norm_K: Tensor = gradient_KN.norm(dim=1)
     return gradient_KN * (clip_norm_K / (norm_K + 1e-6)).clamp(max=1.0)[:, None]
 
 
