@@ -1,5 +1,8 @@
 """What the command lines share: exit codes and how a message reaches a person."""
 
+import contextlib
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -10,6 +13,8 @@ DONE, BAD_INPUT, NOTHING_FINISHED, INTERRUPTED = 0, 2, 3, 130
 
 def guarded(run: Callable[[], int]) -> int:
     """Run a command; bad input becomes one message and exit code 2, an interrupt exit code 130."""
+    with contextlib.suppress(ValueError):  # signals can only be set in the main thread
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     try:
         return run()
     except AdeptError as error:

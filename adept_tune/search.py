@@ -59,6 +59,14 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--experiment", type=Path, help="folder of this search (default runs/TASK-METHOD-TIME)")
     where.add_argument("--storage", help="folder or fsspec URI for trial states (default: in the experiment)")
     where.add_argument("--tracking-uri", help="MLflow server (default: a database in the experiment)")
+    p.add_argument(
+        "--resume",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        metavar="DIR",
+        help="go on with an interrupted search, or extend a finished one (default: the newest of the same command)",
+    )
     p.add_argument("--dry-run", action="store_true", help="print the plan and its cost after a short probe, then stop")
     p.add_argument("--verbose", action="store_true", help="let Ray's and MLflow's own messages through")
     return p
@@ -98,6 +106,7 @@ def request(arguments: argparse.Namespace) -> "Request":
         experiment=arguments.experiment,
         device=arguments.device,
         precision=arguments.precision,
+        resume=arguments.resume,
         dry_run=arguments.dry_run,
         verbose=arguments.verbose,
         **options,

@@ -97,6 +97,12 @@ def broker_of(search_id: str, plan: HostPlan, data: Any, storage: str, journalle
             ray.kill(broker)
 
 
+def forget(broker: str, jobs: Sequence[str]) -> None:
+    """Let the broker start these jobs from nothing, whatever it knew of them."""
+    actor = ray.get_actor(broker, namespace=NAMESPACE)
+    ray.get([actor.journalled.remote(job, 0) for job in jobs])
+
+
 def ask(broker: str, share: Share, method: str, *argument_lists: Sequence[Any]) -> list[Any]:
     """Let hosts answer, each question from a task that holds a trial's share; as many at once as fit.
 

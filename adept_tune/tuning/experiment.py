@@ -1,7 +1,7 @@
 """A search with its folder, its record and its hosts: search, retrain, test, export."""
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -15,17 +15,17 @@ from adept_tune.engine.state import TrialState
 from adept_tune.tasks import Task
 from adept_tune.tasks.metrics import direction
 from adept_tune.tracking import MlflowTracker, SearchInfo, Tracker, git_commit, versions
-from adept_tune.tuning.cluster import ask
-from adept_tune.tuning.journal import Journal
+from adept_tune.tuning.cluster import ask, forget
+from adept_tune.tuning.journal import Event, Journal
 from adept_tune.tuning.materials import Materials
-from adept_tune.tuning.plan import Estimate, Shape
+from adept_tune.tuning.plan import Shape
 from adept_tune.tuning.ray_tune import Share, run_work
-from adept_tune.tuning.retrain import Rerun, Retrain, Spread
+from adept_tune.tuning.retrain import Rerun, Retrain, Spread, rerun_name
 from adept_tune.tuning.samplers import derive_seed, make_proposer
 from adept_tune.tuning.space import Params, SearchSpace
 from adept_tune.tuning.spec import ADAPTER, JOURNAL, SPEC, STATES, SearchSpec
 from adept_tune.tuning.store import Store
-from adept_tune.tuning.study import Study, TrialRecord
+from adept_tune.tuning.study import Study, TrialRecord, trial_name
 from adept_tune.tuning.work import End
 
 
@@ -61,22 +61,27 @@ class Experiment:
         self._share = share
         self._maximize = direction(materials.task.metric) == "maximize"
         self._journal = Journal(folder / JOURNAL)
+        self._events = list(self._journal.read())
         self._store = Store(storage_of(spec, folder))
         self._listeners = (tracker.record, console.event)
         self._begun = monotonic()
         console.measure(materials.task.metric)
 
-    def run(self, expected: Estimate) -> int:
-        """Search, retrain, test, export. Returns the exit code."""
-        return self._tracked(lambda: self._whole(expected))
+    def run(self) -> int:
+        """Search, retrain, test, export; whatever the journal says is done already is not done again.
+
+        Returns:
+            The exit code: 0 done, 3 no trial finished.
+        """
+        return self._tracked(self._whole)
 
     def run_retrain_only(self) -> int:
-        """Retrain what the journal says was best. Returns the exit code."""
+        """Retrain anew what the journal says was best. Returns the exit code."""
 
         def again() -> int:
             study = self.study(lambda: False)
-            study.replay(event for event in self._journal.read() if event["event"] in SEARCH_EVENTS)
-            return self._finish(study)
+            study.replay(search_events(self._events))
+            return self._finish(study, [])
 
         return self._tracked(again)
 
@@ -99,8 +104,13 @@ class Experiment:
         )
 
     def _tracked(self, phase: Callable[[], int]) -> int:
-        """Run a phase between the tracker's start and a true end of every run."""
+        """Run a phase between the tracker's start and a true end of every run.
+
+        The tracker is told the journal again: what it has written it leaves, what a kill kept from it it writes.
+        """
         self.tracker.start(_info(self.spec, self.folder, self.materials))
+        for event in self._events:
+            self.tracker.record(event)
         state = "FAILED"
         try:
             code = phase()
@@ -114,18 +124,24 @@ class Experiment:
             for line in self.tracker.close(state):
                 self.console.say(f"warning: {line}")
 
-    def _whole(self, expected: Estimate) -> int:
+    def _whole(self) -> int:
         budget = self.spec.time_budget_s
-        deadline = None if budget is None else self._begun + budget - 1.1 * expected.retrain_s
+        deadline = None if budget is None else self._begun + budget - 1.1 * self.spec.retrain_s
         study = self.study(lambda: deadline is not None and monotonic() > deadline)
+        study.replay(search_events(self._events))
         run_work(study, self._broker, self._share, self.spec.max_failures)
         self._end_interrupted(study, [record.name for record in study.trials.values() if record.state is None])
         counts = ", ".join(f"{count} {end}" for end, count in study.counts().items() if count)
         self.console.say(f"Searched {len(study.trials)} trials: {counts}.")
-        return self._finish(study)
+        return self._finish(study, self._events)
 
-    def _finish(self, study: Study) -> int:
-        """Retrain the best, test the winner, export its best seed."""
+    def _finish(self, study: Study, events: Sequence[Event]) -> int:
+        """Retrain the best, test the winner, export its best seed.
+
+        Args:
+            study: The search phase, over.
+            events: Of the journal, from which a retraining of the same finalists and seeds goes on.
+        """
         finalists = study.best(self.spec.finalists)
         if not finalists:
             self.console.say("No trial came to an evaluation; the trials' ends above say why.")
@@ -133,6 +149,12 @@ class Experiment:
         names = ", ".join(str(trial.number) for trial in finalists)
         self.console.say(f"Retraining trials {names} over {self.spec.seeds} seeds each.")
         retrain = Retrain(finalists, self.spec.seeds, self.spec.seed, self._journal, self._store, self._listeners)
+        retraining = [i for i, event in enumerate(events) if event["event"] == "retraining"]
+        if retraining and retrain.same(events[retraining[-1]]):
+            retrain.replay(events[retraining[-1] :])
+        else:
+            retrain.begin()
+            forget(self._broker, list(retrain.reruns))
         run_work(retrain, self._broker, self._share, self.spec.max_failures)
         self._end_interrupted(retrain, [name for name, rerun in retrain.reruns.items() if rerun.state is None])
         winner = retrain.winner(self._maximize)
@@ -146,43 +168,40 @@ class Experiment:
     def _conclude(self, retrain: Retrain, winner: TrialRecord) -> None:
         """Read the test half once with each seed of the winner, export, tell."""
         seeds = retrain.finished(winner.number)
-        answers = self._score(seeds)
-        for rerun, answer in zip(seeds, answers, strict=True):
-            self._tell(
-                {"event": "tested", "trial": winner.number, "seed": rerun.seed}
-                | {key: answer[key] for key in ("score", "standard_error")}
-            )
+        self._test(retrain, [rerun for rerun in seeds if rerun.job.name not in retrain.tested])
         validation = retrain.validation(winner.number)
         assert validation is not None  # a winner has finished seeds
-        test = Spread.of([a["score"] for a in answers], [a["standard_error"] for a in answers])
-        best = max(range(len(seeds)), key=lambda i: self._sign(seeds[i]))
-        self._export(winner, seeds[best], answers[best], validation, test)
+        tested = [retrain.tested[rerun.job.name] for rerun in seeds]
+        test = Spread.of([score for score, _ in tested], [error for _, error in tested])
+        best = max(seeds, key=self._sign)
+        self._export(winner, best, retrain.tested[best.job.name], validation, test)
         self._tell(
             {
                 "event": "winner",
                 "trial": winner.number,
-                "seed": seeds[best].seed,
+                "seed": best.seed,
                 "params": winner.params,
                 "validation": validation.as_dict(),
                 "test": test.as_dict(),
             }
         )
         self.tracker.log_adapter(self.folder / ADAPTER, self.materials.task.columns)
-        self._show_result(retrain, winner, seeds[best], test)
+        self._show_result(retrain, winner, best, test)
 
-    def _score(self, seeds: list[Rerun]) -> list[dict[str, Any]]:
-        questions = []
-        for rerun in seeds:
-            blob, where = self._store.read(rerun.job.name, rerun.job.config.max_steps)
-            questions.append((blob, where, "test"))
-        return ask(self._broker, self._share, "score", *questions)
+    def _test(self, retrain: Retrain, seeds: Sequence[Rerun]) -> None:
+        """Read the test half once with each of the given seeds."""
+        questions = [(*self._store.read(rerun.job.name, rerun.job.config.max_steps), "test") for rerun in seeds]
+        for rerun, answer in zip(seeds, ask(self._broker, self._share, "score", *questions), strict=True):
+            figures = {key: answer[key] for key in ("score", "standard_error")}
+            self._tell({"event": "tested", "trial": rerun.trial, "seed": rerun.seed} | figures)
+            retrain.tested[rerun.job.name] = (answer["score"], answer["standard_error"])
 
     def _sign(self, rerun: Rerun) -> float:
         score, _ = rerun.scored
         return score if self._maximize else -score
 
     def _export(
-        self, winner: TrialRecord, best: Rerun, answer: Mapping[str, Any], validation: Spread, test: Spread
+        self, winner: TrialRecord, best: Rerun, tested: tuple[float, float], validation: Spread, test: Spread
     ) -> None:
         blob, where = self._store.read(best.job.name, best.job.config.max_steps)
         metric = self.materials.task.metric
@@ -190,8 +209,8 @@ class Experiment:
         metrics = {
             f"validation_{metric}": score,
             f"validation_{metric}_se": standard_error,
-            f"test_{metric}": answer["score"],
-            f"test_{metric}_se": answer["standard_error"],
+            f"test_{metric}": tested[0],
+            f"test_{metric}_se": tested[1],
             f"seeds_validation_{metric}_mean": validation.mean,
             f"seeds_validation_{metric}_sd": validation.sd,
             f"seeds_validation_{metric}_se": validation.se,
@@ -243,7 +262,22 @@ class Experiment:
             listener(written)
 
 
-SEARCH_EVENTS = ("proposed", "started", "reported", "decided", "ended")
+def search_events(events: Sequence[Event]) -> list[Event]:
+    """The events of the search phase."""
+    return [event for event in events if event["event"] in ("proposed", "reported", "decided", "ended")]
+
+
+def last_steps(events: Sequence[Event]) -> dict[str, int]:
+    """Job name to the last step that a journal holds of it; a retraining that was begun anew starts at nothing."""
+    steps: dict[str, int] = {}
+    for event in events:
+        if event["event"] == "reported":
+            steps[trial_name(event["trial"])] = event["step"]
+        elif event["event"] == "retrain_reported":
+            steps[rerun_name(event["trial"], event["seed"])] = event["step"]
+        elif event["event"] == "retraining":
+            steps = {name: step for name, step in steps.items() if "seed" not in name}
+    return steps
 
 
 def trial_config(spec: SearchSpec, space: SearchSpace, params: Params, number: int) -> TrialConfig:

@@ -79,6 +79,8 @@ def rerun_name(trial: int, seed: int) -> str:
 class Retrain(Work):
     """Seeds of the finalists, each to full length.
 
+    `tested` holds what the test half has been read for already, by job: score and standard error.
+
     All finalists see the same order of rows and the same seeds, so they are compared like with like.
 
     Args:
@@ -105,6 +107,8 @@ class Retrain(Work):
             for trial in finalists
             for seed in range(1, num_seeds + 1)
         }
+        self.tested: dict[str, tuple[float, float]] = {}
+        self._num_seeds = num_seeds
         self._open = list(self.reruns)
         self._journal = journal
         self._store = store
@@ -129,8 +133,7 @@ class Retrain(Work):
             self._store.write(name, report.step, fetch_state())
         self._tell("retrain_reported", name, event_fields(report))
         rerun.reports[report.step] = report
-        if report.diverged:
-            self.end(name, End.DIVERGED, "a loss or gradient was not finite")
+        self._follow(name, report)
         return report.diverged
 
     def end(self, name: str, end: End, reason: str, error: str | None = None) -> None:
@@ -160,8 +163,19 @@ class Retrain(Work):
         ]
         return self.finalists[-max(means)[1]] if means else None
 
+    def begin(self) -> None:
+        """Journal that a retraining begins, and drop the states of an earlier one."""
+        event = {"event": "retraining", "finalists": [t.number for t in self.finalists], "seeds": self._num_seeds}
+        self._journal.append(event)
+        for name in self.reruns:
+            self._store.drop(name)
+
+    def same(self, event: Event) -> bool:
+        """Whether a journalled beginning was of these finalists and seeds."""
+        return bool(event["finalists"] == [t.number for t in self.finalists] and event["seeds"] == self._num_seeds)
+
     def replay(self, events: Sequence[Event]) -> None:
-        """Rebuild from a journal; nothing is journalled or told again."""
+        """Rebuild from the events since `begin`; nothing of them is journalled or told again."""
         for event in events:
             rerun = self.reruns.get(rerun_name(event.get("trial", -1), event.get("seed", -1)))
             if rerun is None:
@@ -170,7 +184,19 @@ class Retrain(Work):
                 rerun.reports[event["step"]] = report_of(event)
             elif event["event"] == "retrain_ended" and event["state"] != End.INTERRUPTED:
                 rerun.state = End(event["state"])
+            elif event["event"] == "tested":
+                self.tested[rerun_name(event["trial"], event["seed"])] = (event["score"], event["standard_error"])
+        for name, rerun in self.reruns.items():
+            if rerun.state is None and rerun.reports:
+                self._follow(name, rerun.reports[max(rerun.reports)])
         self._open = [name for name, rerun in self.reruns.items() if rerun.state is None]
+
+    def _follow(self, name: str, report: Report) -> None:
+        """Draw the consequences of a report."""
+        if report.diverged:
+            self.end(name, End.DIVERGED, "a loss or gradient was not finite")
+        elif report.step >= self.reruns[name].job.config.max_steps:
+            self.end(name, End.FINISHED, "ran to its end")
 
     def _tell(self, kind: str, name: str, fields: dict[str, Any]) -> None:
         rerun = self.reruns[name]

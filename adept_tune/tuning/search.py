@@ -1,5 +1,6 @@
 """From a request to an exported adapter: gather, probe, search, retrain, test, export."""
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -16,14 +17,16 @@ from adept_tune.console import Console
 from adept_tune.errors import SpecError
 from adept_tune.tracking import MlflowTracker
 from adept_tune.tuning.cluster import LOCAL, ask, broker_of, has_gpu, num_cpus, ray_session, share_of
-from adept_tune.tuning.experiment import Experiment, shape_of, storage_of, trial_config
+from adept_tune.tuning.experiment import Experiment, last_steps, shape_of, storage_of, trial_config
 from adept_tune.tuning.host import HostPlan
+from adept_tune.tuning.journal import Journal
+from adept_tune.tuning.lock import locked
 from adept_tune.tuning.materials import Materials, check_unchanged, gather
 from adept_tune.tuning.plan import Costs, Estimate, estimate, fit
 from adept_tune.tuning.ray_tune import Share
 from adept_tune.tuning.rungs import Scheduler
 from adept_tune.tuning.space import Sampler, SpaceFile, Value, read_space
-from adept_tune.tuning.spec import SPEC, SearchSpec
+from adept_tune.tuning.spec import JOURNAL, SPEC, SearchSpec
 from adept_tune.tuning.telling import plan_lines
 
 BUDGET_S = {"cpu": 3600.0, "cuda": 8 * 3600.0}
@@ -35,7 +38,10 @@ ROWS_PER_PASS: dict[str, int | None] = {"cpu": 64, "cuda": None}
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for; None leaves the choice to us."""
+    """What the command line asks for; None leaves the choice to us.
+
+    `resume` is a folder, or ``.`` for the newest experiment of the same search.
+    """
 
     task: str
     method: str = "adept"
@@ -63,6 +69,7 @@ class Request:
     experiment: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "fp32"
+    resume: Path | None = None
     dry_run: bool = False
     verbose: bool = False
 
@@ -83,7 +90,7 @@ def run_search(request: Request, console: Console) -> int:
         if file.method != request.method:
             raise SpecError(f"--method {request.method}: the space {request.space} is for {file.method}")
         folder = request.experiment or _new_folder(request)
-        if not request.dry_run:
+        if not request.dry_run and request.resume is None:
             _check_folder(folder)
         materials = gather(
             request.task, request.data_dir, request.model or MODEL[device], file, request.fixed, request.labels
@@ -91,19 +98,27 @@ def run_search(request: Request, console: Console) -> int:
         if request.address == LOCAL:
             fetch_weights(materials.info)
         draft = _draft(request, materials, file, device)
+        if request.resume is not None:
+            folder, draft = _resumed(request, draft)
+            console.say(f"Resuming {folder}")
         tracker = MlflowTracker(draft.tracking_uri, folder)
         tracker.check()
-        start_ray()
-        with _hosts(draft, materials, {}, folder) as (broker, share):
-            spec, expected = _planned(request, draft, materials, broker, share)
-            for line in plan_lines(spec, materials, expected, share.concurrent):
-                console.say(line)
+        with contextlib.ExitStack() as held:
+            if not request.dry_run:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(folder))
+            start_ray()
+            journalled = last_steps(list(Journal(folder / JOURNAL).read()))
+            broker, share = held.enter_context(_hosts(draft, materials, journalled, folder))
+            spec = draft
+            if request.resume is None:
+                spec, expected = _planned(request, draft, materials, broker, share)
+                for line in plan_lines(spec, materials, expected, share.concurrent):
+                    console.say(line)
             if request.dry_run:
                 return 0
-            folder.mkdir(parents=True, exist_ok=True)
             spec.write(folder)
-            experiment = Experiment(spec, folder, materials, tracker, console, broker, share)
-            return experiment.run(expected)
+            return Experiment(spec, folder, materials, tracker, console, broker, share).run()
 
 
 def run_retrain(
@@ -132,7 +147,7 @@ def run_retrain(
     check_unchanged(spec, materials)
     tracker = MlflowTracker(spec.tracking_uri, folder)
     tracker.check()
-    with ray_session(address, verbose), _hosts(spec, materials, {}, folder) as (broker, share):
+    with locked(folder), ray_session(address, verbose), _hosts(spec, materials, {}, folder) as (broker, share):
         experiment = Experiment(spec, folder, materials, tracker, console, broker, share)
         return experiment.run_retrain_only()
 
@@ -171,7 +186,7 @@ def _hosts(
         precision=spec.precision,
         num_slots=spec.slots,
         rows_per_pass=spec.rows_per_pass,
-        num_threads=cpus,
+        num_threads=spec.num_threads or cpus,
     )
     share = share_of(spec.device, spec.slots, cpus)
     storage = storage_of(spec, folder)
@@ -193,6 +208,34 @@ def _device(request: Request, start_ray: Callable[[], None]) -> Literal["cpu", "
         place = "this machine" if request.address == LOCAL else f"the cluster at {request.address}"
         raise SpecError(f"--device cuda: no GPU on {place}; use --device cpu, or join a cluster with --address")
     return "cuda" if there else "cpu"
+
+
+def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
+    """The folder and spec of the experiment to go on with; trials, time, finalists and seeds may have changed.
+
+    Raises:
+        SpecError: There is none, or it is of another search; the differences are shown.
+    """
+    assert request.resume is not None
+    given = request.resume if str(request.resume) != "." else request.experiment
+    folders = [given] if given else sorted(Path("runs").glob(f"*/{SPEC}"), key=os.path.getmtime, reverse=True)
+    differences: list[str] = []
+    for folder in (path.parent if path.name == SPEC else path for path in folders):
+        old = SearchSpec.read(folder)
+        new = draft if request.max_steps is not None else draft.model_copy(update={"max_steps": old.max_steps})
+        differences = old.differences(new)
+        if not differences:
+            kept = {
+                "search_id": old.search_id,
+                "retrain_s": old.retrain_s,
+                "num_threads": old.num_threads,
+                "trials": old.trials if request.trials is None else request.trials,
+                "time_budget_s": request.time_budget_s or old.time_budget_s,
+            }
+            return folder, new.model_copy(update=kept)
+    if given and differences:
+        raise SpecError(f"--resume {given}: this is another search:\n  " + "\n  ".join(differences))
+    raise SpecError("--resume: no experiment of this search under runs/; name its folder with --resume DIR")
 
 
 def _new_folder(request: Request) -> Path:
@@ -266,5 +309,7 @@ def _planned(
     if trials is None or max_steps is None:
         assert budget is not None
         trials, max_steps = fit(budget, costs, shape, trials, max_steps, TRIALS[draft.device], task.published_steps)
-    spec = draft.model_copy(update={"trials": trials, "max_steps": max_steps, "time_budget_s": budget})
-    return spec, estimate(trials, max_steps, costs, shape)
+    expected = estimate(trials, max_steps, costs, shape)
+    settled = {"trials": trials, "max_steps": max_steps, "time_budget_s": budget, "retrain_s": expected.retrain_s}
+    settled |= {"num_threads": int(probed["num_threads"])}
+    return draft.model_copy(update=settled), expected

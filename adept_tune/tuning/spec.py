@@ -42,8 +42,10 @@ class SearchSpec(BaseModel):
         device: ``cuda`` or ``cpu``.
         precision: Of the backbone.
         rows_per_pass: Most rows fused in one pass; None fuses all.
+        num_threads: Of torch on a CPU, as the probe found best; None for all. Part of what makes a run repeatable bitwise.
         max_failures: Restarts of a job whose process is lost.
         time_budget_s: Wall time for everything; None for no limit.
+        retrain_s: Expected wall time of retraining and testing, which the search leaves of the budget.
         storage: Where states are kept; None for the experiment folder.
         tracking_uri: MLflow server; None for a database in the experiment folder.
     """
@@ -72,10 +74,25 @@ class SearchSpec(BaseModel):
     device: Literal["cpu", "cuda"]
     precision: Literal["fp32", "bf16"] = "fp32"
     rows_per_pass: int | None = Field(default=None, ge=1)
+    num_threads: int | None = Field(default=None, ge=1)
     max_failures: int = Field(default=3, ge=0)
     time_budget_s: float | None = Field(default=None, gt=0)
+    retrain_s: float = Field(default=0.0, ge=0)
     storage: str | None = None
     tracking_uri: str | None = None
+
+    def differences(self, other: "SearchSpec") -> list[str]:
+        """What would change the results of a search that goes on as `other`, a line each, ours first."""
+        mine, theirs = self._deciding(), other._deciding()
+        return [f"{key}: {mine[key]} in the experiment, {theirs[key]} now" for key in mine if mine[key] != theirs[key]]
+
+    def _deciding(self) -> dict[str, Any]:
+        """The fields that a result depends on; trials, time, finalists and seeds may grow, places may move."""
+        keys = [
+            *("task", "data_fingerprint", "method", "space", "fixed", "labels", "max_steps", "batch_size"),
+            *("scheduler", "sampler", "reduction_factor", "seed", "precision"),
+        ]
+        return {key: getattr(self, key) for key in keys} | {"model": self.backbone["revision"]}
 
     def write(self, folder: Path) -> None:
         """Write `spec.json`, aside first."""

@@ -54,6 +54,12 @@ class Store:
         stems = [str(name).rsplit("/", 1)[-1] for name in names]
         return sorted(int(stem[5:-12]) for stem in stems if stem.startswith("step-") and stem.endswith(".safetensors"))
 
+    def drop(self, job: str) -> None:
+        """Drop all states of a job."""
+        folder = f"{self._root}/{job}"
+        if self._files.exists(folder):
+            self._files.rm(folder, recursive=True)
+
     def keep_only(self, jobs: set[str]) -> None:
         """Drop the states of all other jobs."""
         try:

@@ -33,6 +33,7 @@ class TrialRecord:
         config: Its settings.
         reports: By step.
         standings: By step, where it was evaluated; greater is better.
+        decided: What the rule said, by step.
         state: How it ended; None while it runs.
         reason: Why it ended.
     """
@@ -42,6 +43,7 @@ class TrialRecord:
     config: TrialConfig
     reports: dict[int, Report] = field(default_factory=dict)
     standings: dict[int, float] = field(default_factory=dict)
+    decided: dict[int, Decision] = field(default_factory=dict)
     state: End | None = None
     reason: str = ""
 
@@ -158,19 +160,10 @@ class Study(Work):
             self._store.write(name, report.step, fetch_state())
         self._tell({"event": "reported", "trial": number} | event_fields(report))
         self._take(record, report)
-        if report.diverged:
-            self.end(name, End.DIVERGED, "a loss or gradient was not finite")
-            return True
-        if report.step in record.standings and report.step < record.config.max_steps:
-            decision = self._decide(record, report.step)
-            self._tell(_decided(number, report.step, decision))
-            if decision.stop:
-                self.end(name, End.PRUNED, decision.reason)
-                return True
-        if report.step < record.config.max_steps and self._out_of_time():
+        self._follow(record, report)
+        if record.state is None and report.step < record.config.max_steps and self._out_of_time():
             self.end(name, End.INTERRUPTED, "the time budget is used up")
-            return True
-        return False
+        return record.state not in (None, End.FINISHED)
 
     def end(self, name: str, end: End, reason: str, error: str | None = None) -> None:
         """See `Work`."""
@@ -185,7 +178,9 @@ class Study(Work):
     # -- replay --------------------------------------------------------------------------------------------------
 
     def replay(self, events: Iterable[Event]) -> None:
-        """Rebuild the search from its events; nothing is journalled or told again.
+        """Rebuild the search from its events; nothing of them is journalled or told again.
+
+        A kill may have come between a report and what follows from it; that is caught up with here, and journalled.
 
         Raises:
             StateError: An event refers to a trial that was never proposed, or lacks a field.
@@ -195,6 +190,9 @@ class Study(Work):
                 self._apply(event)
             except (KeyError, TypeError, ValueError) as error:
                 raise StateError(f"{self._journal.path}: cannot replay {event}: {error!r}") from error
+        for record in self.trials.values():
+            if record.state is None and record.step:
+                self._follow(record, record.reports[record.step])
         self._open = [number for number, record in self.trials.items() if record.state is None]
 
     def _apply(self, event: Event) -> None:
@@ -206,7 +204,8 @@ class Study(Work):
             record = self.trials[event["trial"]]
             self._take(record, report_of(event))
         elif kind == "decided":
-            self._decide(self.trials[event["trial"]], event["step"])
+            record = self.trials[event["trial"]]
+            record.decided[event["step"]] = self._decide(record, event["step"])
         elif kind == "ended" and event["state"] != End.INTERRUPTED:
             self._finish(self.trials[event["trial"]], End(event["state"]), event["reason"])
 
@@ -242,6 +241,22 @@ class Study(Work):
             value = standing(report.score, report.loss, self._chance.value, self._chance.standard_error, self._maximize)
             record.standings[report.step] = value
             self._proposer.reported(record.number, report.step, value)
+
+    def _follow(self, record: TrialRecord, report: Report) -> None:
+        """Draw the consequences of a report: divergence, the rule's decision, the end."""
+        if report.diverged:
+            self.end(record.name, End.DIVERGED, "a loss or gradient was not finite")
+            return
+        last = report.step >= record.config.max_steps
+        if report.step in record.standings and not last:
+            decision = record.decided.get(report.step)
+            if decision is None:
+                decision = record.decided[report.step] = self._decide(record, report.step)
+                self._tell(_decided(record.number, report.step, decision))
+            if decision.stop:
+                self.end(record.name, End.PRUNED, decision.reason)
+        elif last:
+            self.end(record.name, End.FINISHED, "ran to its end")
 
     def _decide(self, record: TrialRecord, step: int) -> Decision:
         return self.rule.decide(record.number, step, record.standings[step])

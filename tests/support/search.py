@@ -42,7 +42,9 @@ def properties(max_examples: int) -> settings:
 
 def space_of(parameters: dict[str, Any] | None = None, method: str = "adept", **others: Any) -> SearchSpace:
     """A resolved space from its parts."""
-    file = SpaceFile.model_validate({"method": method, "parameters": SPACE if parameters is None else parameters} | others)
+    file = SpaceFile.model_validate(
+        {"method": method, "parameters": SPACE if parameters is None else parameters} | others
+    )
     return resolve_space(file, D_MODEL, SOURCE_LENGTH)
 
 
@@ -121,7 +123,10 @@ def made_study(
     return Study(
         proposer,
         rule,
-        lambda params, number: (TrialConfig.model_validate(_settings(params) | {"max_steps": max_steps, "seed": number}), params),
+        lambda params, number: (
+            TrialConfig.model_validate(_settings(params) | {"max_steps": max_steps, "seed": number}),
+            params,
+        ),
         lambda config: 100 + config.prompt_length,
         Score(0.5, 0.1),
         maximize,
