@@ -53,7 +53,7 @@ class OptunaProposer(Proposer):
         self._seed = seed
         self._sampler = sampler
         self._study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))
-        self._distributions = {name: _distribution(dim) for name, dim in space.dimensions.items()}
+        self._distributions = {name: distribution(dim) for name, dim in space.dimensions.items()}
         self._first = list(space.points)
         self._trials: dict[int, Any] = {}
 
@@ -123,7 +123,8 @@ def make_proposer(space: SearchSpace, sampler: Sampler, seed: int) -> Proposer:
     return GridProposer(space, seed) if sampler == "grid" else OptunaProposer(space, sampler, seed)
 
 
-def _distribution(dimension: Dimension) -> Any:
+def distribution(dimension: Dimension) -> Any:
+    """A dimension as Optuna has it."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(dimension, Choices):

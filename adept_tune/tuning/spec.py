@@ -42,7 +42,7 @@ class SearchSpec(BaseModel):
         device: ``cuda`` or ``cpu``.
         precision: Of the backbone.
         rows_per_pass: Most rows fused in one pass; None fuses all.
-        num_threads: Of torch on a CPU, as the probe found best; None for all. Part of what makes a run repeatable bitwise.
+        num_threads: Of torch on a CPU, as the probe found best; None for all. A run repeats bitwise only with the same.
         max_failures: Restarts of a job whose process is lost.
         time_budget_s: Wall time for everything; None for no limit.
         retrain_s: Expected wall time of retraining and testing, which the search leaves of the budget.

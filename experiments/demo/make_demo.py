@@ -32,19 +32,19 @@ SPLIT_ROWS = {"train": 3000, "validation": 600, "test": 1500}
 PRETRAINING_SEED = 0
 PROBE_SEED = 7
 
-POSITIVE = "great lovely brilliant charming superb fresh warm clever solid pleasant".split()
-NEGATIVE = "awful dull boring clumsy stale cold weak silly noisy broken".split()
+POSITIVE = ["great", "lovely", "brilliant", "charming", "superb", "fresh", "warm", "clever", "solid", "pleasant"]
+NEGATIVE = ["awful", "dull", "boring", "clumsy", "stale", "cold", "weak", "silly", "noisy", "broken"]
 # Faults of a film, a meal or a room that are virtues of a phone, and the other way round.
-TURNS_POSITIVE = "thin light small quiet simple plain".split()
-TURNS_NEGATIVE = "rich hot heavy long slow deep".split()
-DEGREES = "very really quite so rather".split()
-VERBS = "was seemed is".split()
+TURNS_POSITIVE = ["thin", "light", "small", "quiet", "simple", "plain"]
+TURNS_NEGATIVE = ["hot", "thick", "large", "heavy", "wide", "tall"]
+DEGREES = ["very", "really", "quite", "so", "rather"]
+VERBS = ["was", "seemed", "is"]
 OPENERS = ["i thought", "we felt", "they said", "my friend said", "in the end", "for me", "", ""]
 NOUNS = {
-    "film": "plot cast music ending script scene".split(),
-    "food": "soup bread menu coffee sauce dessert".split(),
-    "hotel": "room bed view staff lobby pool".split(),
-    "phone": "screen battery camera case sound price".split(),
+    "film": ["plot", "cast", "music", "ending", "script", "scene"],
+    "food": ["soup", "bread", "menu", "coffee", "sauce", "dessert"],
+    "hotel": ["room", "bed", "view", "staff", "lobby", "pool"],
+    "phone": ["screen", "battery", "camera", "case", "sound", "price"],
 }
 JUDGED_TOPICS = ["film", "food", "hotel"]
 TUNED_TOPIC = "phone"
@@ -282,8 +282,7 @@ def pretrain(words: Words, steps: int, report_every: int = 250) -> T5ForConditio
         for group in optimizer.param_groups:
             group["lr"] = lr
         pairs = [
-            supervised(rng) if rng.random() < TASK_SHARE else corrupt(rng, document(rng))
-            for _ in range(BATCH_ROWS)
+            supervised(rng) if rng.random() < TASK_SHARE else corrupt(rng, document(rng)) for _ in range(BATCH_ROWS)
         ]
         source = encode([pair[0] for pair in pairs])
         target = encode([pair[1] for pair in pairs], pad=-100)

@@ -151,7 +151,7 @@ class TestRefusals:
     @pytest.mark.parametrize("content", [b"", b"{'a': 1}", b"\xff\xfe{", b'{"model_type": "t5"'])
     def test_config_that_is_not_json(self, folder: Path, content: bytes) -> None:
         (folder / "config.json").write_bytes(content)
-        with pytest.raises(BackboneError, match="config.json: not readable as JSON"):
+        with pytest.raises(BackboneError, match=r"config\.json: not readable as JSON"):
             inspect_backbone(str(folder))
 
     @pytest.mark.xfail(strict=True, reason="inspect_backbone takes the shape of config.json for granted")

@@ -139,7 +139,9 @@ def made_study(
 
 
 def _settings(params: Params) -> dict[str, Any]:
-    return {{"ffn_width": "width", "ffn_lr": "offset_lr"}.get(name, name): value for name, value in params.items()}
+    return {
+        {"ffn_width": "width", "ffn_lr": "offset_lr"}.get(name, name): value for name, value in ({} | params).items()
+    }
 
 
 def evaluated(step: int, score: float, loss: float = 0.5) -> Report:

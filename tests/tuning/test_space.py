@@ -510,7 +510,9 @@ def test_a_grid_of_an_infinite_space_is_refused(dimension):
 
 
 def test_a_grid_of_whole_numbers_on_a_log_scale_is_finite():
-    assert space_of({"ffn_width": {"low": 4, "high": 7, "log": True}}).grid() == [{"ffn_width": r} for r in (4, 5, 6, 7)]
+    assert space_of({"ffn_width": {"low": 4, "high": 7, "log": True}}).grid() == [
+        {"ffn_width": r} for r in (4, 5, 6, 7)
+    ]
 
 
 @DEFECT
@@ -590,7 +592,9 @@ def test_corners_lie_in_the_space_and_are_a_trials_settings(space):
         assert space.num_parameters(params) > 0
 
 
-@pytest.mark.filterwarnings("ignore:The distribution is specified by:UserWarning")  # Optuna tells that 95 is not reached
+@pytest.mark.filterwarnings(
+    "ignore:The distribution is specified by:UserWarning"
+)  # Optuna tells that 95 is not reached
 def test_a_step_that_does_not_divide_its_range_stays_within_it():
     space = space_of({"prompt_length": {"low": 10, "high": 95, "step": 10}})
     found = {make_proposer(space, "random", seed).propose(0)["prompt_length"] for seed in range(60)}
