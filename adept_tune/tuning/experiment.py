@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from adept_tune.adapter import save_adapter
-from adept_tune.console import Console, shown
+from adept_tune.console import Console, Outlook, shown
 from adept_tune.engine.config import TrialConfig
 from adept_tune.engine.state import TrialState
 from adept_tune.tasks import Task
@@ -20,6 +20,8 @@ from adept_tune.tuning.journal import Event, Journal
 from adept_tune.tuning.materials import Materials
 from adept_tune.tuning.plan import Shape
 from adept_tune.tuning.ray_tune import Share, run_work
+from adept_tune.tuning.record import Record
+from adept_tune.tuning.report import REPORT, write_report
 from adept_tune.tuning.retrain import Rerun, Retrain, Spread, rerun_name
 from adept_tune.tuning.samplers import derive_seed, make_proposer
 from adept_tune.tuning.space import Params, SearchSpace
@@ -65,7 +67,6 @@ class Experiment:
         self._store = Store(storage_of(spec, folder))
         self._listeners = (tracker.record, console.event)
         self._begun = monotonic()
-        console.measure(materials.task.metric)
 
     def run(self) -> int:
         """Search, retrain, test, export; whatever the journal says is done already is not done again.
@@ -109,8 +110,11 @@ class Experiment:
         The tracker is told the journal again: what it has written it leaves, what a kill kept from it it writes.
         """
         self.tracker.start(_info(self.spec, self.folder, self.materials))
+        record = Record(self.spec)
         for event in self._events:
             self.tracker.record(event)
+            record.take(event)
+        self.console.begin(record, self._outlook())
         state = "FAILED"
         try:
             code = phase()
@@ -120,6 +124,7 @@ class Experiment:
             state = "INTERRUPTED"
             raise
         finally:
+            self.console.end()
             self._tell({"event": "finished", "state": state})
             for line in self.tracker.close(state):
                 self.console.say(f"warning: {line}")
@@ -186,6 +191,10 @@ class Experiment:
             }
         )
         self.tracker.log_adapter(self.folder / ADAPTER, self.materials.task.columns)
+        page, *plots = write_report(self.folder)
+        for path in (page, *plots):
+            self.tracker.log_artifact(path, "report")
+        self.console.end()
         self._show_result(retrain, winner, best, test)
 
     def _test(self, retrain: Retrain, seeds: Sequence[Rerun]) -> None:
@@ -244,9 +253,22 @@ class Experiment:
             f"mean {test.mean:.4f}, standard deviation {test.sd:.4f}, standard error {test.se:.4f}."
         )
         say(f"Exported seed {best.seed}, the best on validation: {self.folder / ADAPTER}")
+        say(f"Report:   {self.folder / REPORT}")
         say(f"Predict:  python -m adept_tune.predict --adapter {self.folder / ADAPTER} --text '...'")
         if isinstance(self.tracker, MlflowTracker):
             say(f"Look:     {self.tracker.view_hint}")
+
+    def _outlook(self) -> Outlook:
+        task = self.materials.task
+        return Outlook(
+            metric=task.metric,
+            maximize=self._maximize,
+            slots=self._share.concurrent,
+            rungs=list(shape_of(self.spec, task).rule(self.spec.max_steps).steps(0)),
+            expected_s=self.spec.expected_s,
+            look=self.tracker.view_hint if isinstance(self.tracker, MlflowTracker) else "",
+            demonstration=task.demonstration,
+        )
 
     def _end_interrupted(self, work: Study | Retrain, running: list[str]) -> None:
         """Tune comes back early only when it was interrupted."""

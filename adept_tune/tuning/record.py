@@ -25,6 +25,7 @@ class TrialStory:
         validation_losses: Step to validation loss.
         state: How it ended; RUNNING while it has not.
         reason: Why.
+        started: Whether a process has taken it up.
         test: Test score and standard error, where it was tested.
     """
 
@@ -38,6 +39,7 @@ class TrialStory:
     validation_losses: dict[int, float] = field(default_factory=dict)
     state: str = "RUNNING"
     reason: str = ""
+    started: bool = False
     test: tuple[float, float] | None = None
 
     @property
@@ -127,8 +129,10 @@ class Record:
                 story.validation_losses[event["step"]] = event["loss"]
         elif kind == "ended":
             story.state, story.reason = event["state"], event["reason"]
-        elif kind == "started" and story.state == "INTERRUPTED":
-            story.state, story.reason = "RUNNING", ""
+        elif kind == "started":
+            story.started = True
+            if story.state == "INTERRUPTED":
+                story.state, story.reason = "RUNNING", ""
         elif kind == "tested":
             story.test = event["score"], event["standard_error"]
 

@@ -311,5 +311,5 @@ def _planned(
         trials, max_steps = fit(budget, costs, shape, trials, max_steps, TRIALS[draft.device], task.published_steps)
     expected = estimate(trials, max_steps, costs, shape)
     settled = {"trials": trials, "max_steps": max_steps, "time_budget_s": budget, "retrain_s": expected.retrain_s}
-    settled |= {"num_threads": int(probed["num_threads"])}
+    settled |= {"num_threads": int(probed["num_threads"]), "expected_s": expected.total_s}
     return draft.model_copy(update=settled), expected

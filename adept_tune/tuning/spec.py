@@ -45,6 +45,7 @@ class SearchSpec(BaseModel):
         num_threads: Of torch on a CPU, as the probe found best; None for all. A run repeats bitwise only with the same.
         max_failures: Restarts of a job whose process is lost.
         time_budget_s: Wall time for everything; None for no limit.
+        expected_s: Expected wall time of everything.
         retrain_s: Expected wall time of retraining and testing, which the search leaves of the budget.
         storage: Where states are kept; None for the experiment folder.
         tracking_uri: MLflow server; None for a database in the experiment folder.
@@ -77,6 +78,7 @@ class SearchSpec(BaseModel):
     num_threads: int | None = Field(default=None, ge=1)
     max_failures: int = Field(default=3, ge=0)
     time_budget_s: float | None = Field(default=None, gt=0)
+    expected_s: float | None = None
     retrain_s: float = Field(default=0.0, ge=0)
     storage: str | None = None
     tracking_uri: str | None = None

@@ -6,7 +6,7 @@ is resumed, retrained and simulated.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, nan
 from typing import Any
 
@@ -259,7 +259,12 @@ class Study(Work):
             self.end(record.name, End.FINISHED, "ran to its end")
 
     def _decide(self, record: TrialRecord, step: int) -> Decision:
-        return self.rule.decide(record.number, step, record.standings[step])
+        decision = self.rule.decide(record.number, step, record.standings[step])
+        report = record.reports[step]
+        sign = 1.0 if self._maximize else -1.0
+        if report.score is None or record.standings[step] == sign * report.score:
+            return decision
+        return replace(decision, reason=f"{decision.reason}; not clear of chance, so ranked by loss {report.loss:.4f}")
 
     def _finish(self, record: TrialRecord, end: End, reason: str) -> None:
         record.state, record.reason = end, reason
