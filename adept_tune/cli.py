@@ -11,10 +11,15 @@ from adept_tune.errors import AdeptError
 DONE, BAD_INPUT, NOTHING_FINISHED, INTERRUPTED = 0, 2, 3, 130
 
 
-def guarded(run: Callable[[], int]) -> int:
-    """Run a command; bad input becomes one message and exit code 2, an interrupt exit code 130."""
+def treat_termination_as_interrupt() -> None:
+    """Let SIGTERM do what Ctrl-C does. Libraries that set their own handler call for a second time."""
     with contextlib.suppress(ValueError):  # signals can only be set in the main thread
         signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Run a command; bad input becomes one message and exit code 2, an interrupt exit code 130."""
+    treat_termination_as_interrupt()
     try:
         return run()
     except AdeptError as error:

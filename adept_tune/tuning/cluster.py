@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from adept_tune.cli import treat_termination_as_interrupt
 from adept_tune.errors import SpecError
 from adept_tune.tuning.broker import NAMESPACE, Broker, broker_name
 from adept_tune.tuning.host import HostPlan
@@ -51,6 +52,7 @@ def ray_session(address: str, verbose: bool) -> Iterator[None]:
         raise SpecError(
             f"--address {address}: cannot join Ray there ({error}); start it, or use --address local"
         ) from error
+    treat_termination_as_interrupt()  # Ray has set a handler of its own, which ends the process at once
     try:
         yield
     finally:

@@ -72,6 +72,18 @@ class TestInspection:
         (folder / name).write_bytes(changed)
         assert inspect_backbone(str(folder)).revision != before
 
+    @pytest.mark.parametrize("change", ["first byte", "last byte", "size"])
+    def test_revision_of_large_weights_changes_with_either_end_and_the_size(self, folder: Path, change: str) -> None:
+        large = bytearray(5 << 20)
+        (folder / WEIGHTS).write_bytes(large)
+        before = inspect_backbone(str(folder)).revision
+        if change == "size":
+            large += b"\0"
+        else:
+            large[0 if change == "first byte" else -1] = 1
+        (folder / WEIGHTS).write_bytes(large)
+        assert inspect_backbone(str(folder)).revision != before
+
     def test_revision_of_another_training_run_differs(self, tied_folder: Path, tmp_path: Path) -> None:
         other = save_tiny_t5(tmp_path / "other", seed=1)
         assert inspect_backbone(str(other)).revision != inspect_backbone(str(tied_folder)).revision

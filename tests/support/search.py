@@ -1,5 +1,7 @@
 """A small search without Ray: spaces, studies on fakes, and trials that are functions instead of training."""
 
+import json
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import nan
@@ -203,3 +205,47 @@ def simulated(job: Job, step: int) -> Report:
     if step not in job.evaluations:
         return Report(step, train_loss=1 - quality)
     return Report(step, train_loss=1 - quality, score=0.5 + quality / 2, standard_error=0.05, loss=1 - quality / 2)
+
+
+def made_rows(number: int, seed: int, label: str = "label") -> list[dict[str, Any]]:
+    """Rows of SST-2's columns in the tiny vocabulary; the label says whether "good" is among the words."""
+    from tests.support.tiny import WORDS
+
+    draw, rows = random.Random(seed), []
+    words = [word for word in WORDS[WORDS.index("the") :] if word != "good"]
+    for index in range(number):
+        chosen = draw.choices(words, k=draw.randint(2, 8))
+        if index % 2:
+            chosen.insert(draw.randint(0, len(chosen)), "good")
+        rows.append({"sentence": " ".join(chosen), label: index % 2})
+    return rows
+
+
+def write_rows(folder: Path, num_train: int = 60, num_validation: int = 24, task: str = "sst2") -> Path:
+    """A folder for `--data-dir`; of SST-2 a tenth of the training rows validates and the validation rows test."""
+    (folder / task).mkdir(parents=True, exist_ok=True)
+    for seed, (split, number) in enumerate([("train", num_train), ("validation", num_validation)]):
+        lines = [json.dumps(row) + "\n" for row in made_rows(number, seed)]
+        (folder / task / f"{split}.jsonl").write_text("".join(lines))
+    return folder
+
+
+def save_answering_t5(folder: Path) -> Path:
+    """A tiny T5 that always answers "0" or "1", which of them depending on the text, so that scores say something."""
+    import torch
+
+    from tests.support.tiny import VOCABULARY, tiny_t5, tiny_tokenizer
+
+    model = tiny_t5(tied=False)
+    with torch.no_grad():
+        table_VD, head_VD = model.shared.weight, model.lm_head.weight
+        start_D, zero_D, one_D = (table_VD[VOCABULARY[word]] for word in ("<pad>", "0", "1"))
+        taste_D = torch.randn(16, generator=torch.Generator().manual_seed(1))
+        taste_D -= start_D * (taste_D @ start_D) / (start_D @ start_D)  # what the decoder starts with tells nothing
+        head_VD.zero_()
+        head_VD[VOCABULARY["0"]] = start_D + 5 * taste_D
+        head_VD[VOCABULARY["1"]] = start_D - 5 * taste_D
+        head_VD[VOCABULARY["</s>"]] = 2 * (zero_D + one_D) - 2 * start_D
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
