@@ -10,13 +10,17 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from adept_tune.errors import StateError, TaskError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adept_tune.errors import BackboneError, MethodError, StateError, TaskError
 
 if TYPE_CHECKING:
+    from adept_tune.backbones import BackboneInfo
     from adept_tune.engine.reading import Evaluation, Reader, Trained
     from adept_tune.engine.state import TrialState
+    from adept_tune.methods.base import Sizes
     from adept_tune.tasks.task import Task
 
 FORMAT = 1
@@ -104,9 +108,10 @@ class Adapter:
     """
 
     def __init__(self, folder: Path, model: str | None, device: str) -> None:
-        self.description, tensors = _read(folder)
-        self._task = _task(self.description, folder)
-        self._reader, self._trained, self._tokenizer = _assemble(self.description, tensors, folder, model, device)
+        description, tensors = _read(folder)
+        self.description = description.model_dump()
+        self._task = _task(description, folder)
+        self._reader, self._trained, self._tokenizer = _assemble(description, tensors, folder, model, device)
 
     def predict(self, rows: Sequence[Row]) -> list[str]:
         """Answer each row with the text the model decodes, usually one of `label_texts`.
@@ -166,104 +171,150 @@ class Adapter:
         return {self._task.columns[0]: row}
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+class _TaskFields(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str
+    columns: list[str]
+    template: str
+    label_column: str
+    metric: str
+    demonstration: bool
+
+
+class _BackboneFields(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str
+    revision: str
+    model_type: str
+    d_model: int
+    vocab_size: int
+    local: bool
+
+
+class _Description(BaseModel):
+    """`adapter.json`, checked."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    format: Literal[1]
+    method: str
+    prompt_length: int = Field(ge=0)
+    width: int = Field(ge=0)
+    d_model: int = Field(ge=1)
+    source_length: int = Field(ge=2)
+    labels: str
+    label_texts: list[str]
+    backbone: _BackboneFields
+    precision: Literal["fp32", "bf16"]
+    task: _TaskFields
+    metrics: dict[str, float]
+    config: dict[str, Any]
+    origin: dict[str, Any]
+    versions: dict[str, str]
+    sha256: str
+
+    @property
+    def sizes(self) -> "Sizes":
+        """Lengths of the axes."""
+        from adept_tune.methods.base import Sizes
+
+        return Sizes(self.prompt_length, self.width, self.d_model, self.source_length)
+
+
+def _read(folder: Path) -> tuple[_Description, dict[str, Any]]:
     """Both files, checked against each other."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     from adept_tune.methods import get_method
-    from adept_tune.methods.base import Sizes
 
     where = folder / DESCRIPTION
     try:
-        description = json.loads(where.read_text())
-        blob = (folder / TENSORS).read_bytes()
+        text, blob = where.read_bytes(), (folder / TENSORS).read_bytes()
     except FileNotFoundError as error:
         raise StateError(f"{folder}: no adapter there ({error.filename} is missing)") from None
-    except (OSError, ValueError) as error:
-        raise StateError(f"{where}: not readable ({error})") from error
+    except OSError as error:
+        raise StateError(f"{folder}: not readable ({error})") from error
     try:
-        if description["format"] != FORMAT:
-            raise StateError(f"{where}: format {description['format']}; this version reads format {FORMAT}")
-        if hashlib.sha256(blob).hexdigest() != description["sha256"]:
-            raise StateError(f"{folder / TENSORS}: does not match the digest in {DESCRIPTION}; it is damaged")
+        description = _Description.model_validate_json(text)
+        method = get_method(description.method)
+    except ValidationError as error:
+        raise StateError(f"{where}: {_fault(error)}") from None
+    except MethodError as error:
+        raise StateError(f"{where}: {error}") from None
+    if hashlib.sha256(blob).hexdigest() != description.sha256:
+        raise StateError(f"{folder / TENSORS}: does not match the digest in {DESCRIPTION}; it is damaged")
+    try:
         tensors = load(blob)
-        sizes = Sizes(*(int(description[key]) for key in ("prompt_length", "width", "d_model", "source_length")))
-        for name, axes in get_method(description["method"]).axes.items():
-            shape = tuple(tensors[name].shape)
-            if shape != sizes.of(axes):
-                raise StateError(f"{folder / TENSORS}: {name}: expected shape {sizes.of(axes)}, found {shape}")
-        for key, kind in (
-            ("task", dict),
-            ("backbone", dict),
-            ("label_texts", list),
-            ("labels", str),
-            ("metrics", dict),
-        ):
-            if not isinstance(description[key], kind):
-                raise TypeError(f"{key} is not a {kind.__name__}")
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise StateError(f"{where}: not an adapter's description ({type(error).__name__}: {error})") from error
+    except SafetensorError as error:
+        raise StateError(f"{folder / TENSORS}: not readable ({error})") from error
+    for name, axes in method.axes.items():
+        found, expected = tensors.get(name), description.sizes.of(axes)
+        if found is None or tuple(found.shape) != expected:
+            given = "nothing" if found is None else tuple(found.shape)
+            raise StateError(f"{folder / TENSORS}: {name}: expected shape {expected}, found {given}")
     return description, tensors
 
 
-def _task(description: Mapping[str, Any], folder: Path) -> "Task":
+def _fault(error: ValidationError) -> str:
+    """The first thing wrong with a description."""
+    first = error.errors()[0]
+    if not first["loc"]:
+        return f"not readable ({first['msg']})"
+    if first["loc"] == ("format",) and first["type"] == "literal_error":
+        return f"format {first['input']}; this version reads format {FORMAT}"
+    return f"not an adapter's description: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def _task(description: _Description, folder: Path) -> "Task":
     from adept_tune.tasks.task import Task
 
-    fields = description["task"]
+    fields = description.task
     try:
         return Task(
-            name=fields["name"],
-            columns=tuple(fields["columns"]),
-            template=fields["template"],
-            label_sets={description["labels"]: tuple(description["label_texts"])},
+            name=fields.name,
+            columns=tuple(fields.columns),
+            template=fields.template,
+            label_sets={description.labels: tuple(description.label_texts)},
             split_rule="official",
-            metric=fields["metric"],
-            label_column=fields["label_column"],
-            max_source_length=description["source_length"],
-            demonstration=fields.get("demonstration", False),
+            metric=fields.metric,
+            label_column=fields.label_column,
+            max_source_length=description.source_length,
+            demonstration=fields.demonstration,
         )
-    except (KeyError, TypeError, AttributeError, TaskError) as error:
+    except (TaskError, ValueError) as error:
         raise StateError(f"{folder / DESCRIPTION}: task: {error}") from error
 
 
 def _assemble(
-    description: Mapping[str, Any], tensors: Mapping[str, Any], folder: Path, model: str | None, device: str
+    description: _Description, tensors: Mapping[str, Any], folder: Path, model: str | None, device: str
 ) -> "tuple[Reader, Trained, Any]":
     """Backbone and adapter as a reader of one trial."""
     from adept_tune.backbones import BackboneInfo, inspect_backbone, load_backbone, load_tokenizer
     from adept_tune.backbones.codec import TokenizerCodec
     from adept_tune.engine.reading import Reader, Trained
     from adept_tune.methods import get_method
-    from adept_tune.methods.base import Sizes
     from adept_tune.tasks.tokens import Ragged
 
-    try:
-        recorded = BackboneInfo(**description["backbone"])
-    except TypeError as error:
-        raise StateError(f"{folder / DESCRIPTION}: backbone: {error}") from error
+    recorded = BackboneInfo(**description.backbone.model_dump())
     info = inspect_backbone(model or recorded.name, None if model or recorded.local else recorded.revision)
     _check_backbone(info, recorded, folder)
     tokenizer = load_tokenizer(info)
-    backbone = load_backbone(info, device, description.get("precision", "fp32"))
-    style, texts = description["labels"], tuple(description["label_texts"])
+    backbone = load_backbone(info, device, description.precision)
+    style, texts = description.labels, tuple(description.label_texts)
     label_ids = [[*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for text in texts]
     reader = Reader(
         backbone,
-        get_method(description["method"]),
+        get_method(description.method),
         TokenizerCodec(tokenizer),
-        description["task"]["metric"],
+        description.task.metric,
         {style: Ragged.from_lists(label_ids)},
         {style: texts},
         backbone.pad_id,
     )
-    sizes = Sizes(*(int(description[key]) for key in ("prompt_length", "width", "d_model", "source_length")))
-    return reader, Trained.of_one(tensors, sizes, style, backbone.device), tokenizer
+    return reader, Trained.of_one(tensors, description.sizes, style, backbone.device), tokenizer
 
 
-def _check_backbone(info: Any, recorded: Any, folder: Path) -> None:
-    from adept_tune.errors import BackboneError
-
+def _check_backbone(info: "BackboneInfo", recorded: "BackboneInfo", folder: Path) -> None:
     if (info.d_model, info.vocab_size) != (recorded.d_model, recorded.vocab_size):
         raise BackboneError(
             f"adapter {folder} was trained on {recorded.name} (d={recorded.d_model}, vocabulary "

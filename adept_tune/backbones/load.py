@@ -15,6 +15,7 @@ Precision = Literal["fp32", "bf16"]
 ENCODER_DECODERS = ("t5", "mt5")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _TOKENIZER = ("config.json", "generation_config.json", "tokenizer*", "spiece.model", "special_tokens_map.json")
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model")
 _SAMPLE_BYTES = 1 << 20
 
 
@@ -69,7 +70,12 @@ def inspect_backbone(name: str, revision: str | None = None) -> BackboneInfo:
             f"model {name!r} is of type {model_type!r}; adept_tune drives encoder-decoders of the T5 family "
             f"({', '.join(ENCODER_DECODERS)})"
         )
-    return BackboneInfo(name, revision, model_type, int(config["d_model"]), int(config["vocab_size"]), local)
+    sizes = [config.get("d_model"), config.get("vocab_size")]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise BackboneError(
+            f"model {name}: config.json: d_model and vocab_size are {sizes}; both must be whole numbers"
+        )
+    return BackboneInfo(name, revision, model_type, config["d_model"], config["vocab_size"], local)
 
 
 def fetch_weights(info: BackboneInfo) -> None:
@@ -96,9 +102,13 @@ def load_tokenizer(info: BackboneInfo) -> Any:
     from transformers import AutoTokenizer
 
     if info.local:
+        if not any((Path(info.name) / name).is_file() for name in _TOKENIZER_FILES):  # transformers would make one up
+            raise BackboneError(
+                f"model {info.name}: no readable tokenizer there; it needs {' or '.join(_TOKENIZER_FILES)}"
+            )
         try:
             return AutoTokenizer.from_pretrained(info.name)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # transformers and tokenizers raise whatever a damaged file leads them to
             raise BackboneError(f"model {info.name}: no readable tokenizer ({error})") from error
     with hub.access(f"the tokenizer of {info.name}", "--model DIR"):
         return AutoTokenizer.from_pretrained(info.name, revision=info.revision)
@@ -111,7 +121,8 @@ def load_backbone(info: BackboneInfo, device: str, precision: Precision = "fp32"
     flan) when weights are loaded with `load_state_dict`.
 
     Raises:
-        BackboneError: The weights cannot be read, or hold numbers that are not finite.
+        BackboneError: The weights cannot be read, lack tensors, or hold numbers that are not finite; or there is no
+            such device.
         HubError: The Hub cannot be reached and the weights are not cached.
     """
     import torch
@@ -120,20 +131,25 @@ def load_backbone(info: BackboneInfo, device: str, precision: Precision = "fp32"
 
     from adept_tune.backbones.encoder_decoder import EncoderDecoder
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackboneError("device cuda: there is no GPU here; use cpu")
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    options = {"dtype": dtype, "attn_implementation": "sdpa"}
+    options = {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True}
     if info.local:
         try:
-            model = AutoModelForSeq2SeqLM.from_pretrained(info.name, **options)
+            model, loaded = AutoModelForSeq2SeqLM.from_pretrained(info.name, **options)
         except Exception as error:  # transformers, safetensors and torch each raise their own kinds
             raise BackboneError(
                 f"model {info.name}: cannot load its weights ({type(error).__name__}: {error})"
             ) from error
     else:
         with hub.access(f"the weights of {info.name}", "--model DIR"):
-            model = AutoModelForSeq2SeqLM.from_pretrained(info.name, revision=info.revision, **options)
+            model, loaded = AutoModelForSeq2SeqLM.from_pretrained(info.name, revision=info.revision, **options)
+    if loaded["missing_keys"]:  # transformers fills them with random numbers
+        missing = ", ".join(sorted(loaded["missing_keys"])[:5])
+        raise BackboneError(f"model {info.name}: its files lack {len(loaded['missing_keys'])} tensors, e.g. {missing}")
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
         raise BackboneError(f"model {info.name}: its weights hold NaN or infinity; the file is damaged")
     return EncoderDecoder(model.to(device))
@@ -145,8 +161,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         raise BackboneError(f"model {folder}: no config.json there; give a folder written by save_pretrained") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BackboneError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise BackboneError(f"{path}: expected a JSON object, found {type(config).__name__}")
     return config
 
 
@@ -155,14 +173,13 @@ def _config_from_hub(name: str, revision: str | None) -> tuple[dict[str, Any], s
         from huggingface_hub import hf_hub_download
 
         path = Path(hf_hub_download(name, "config.json", revision=revision))
-    config: dict[str, Any] = json.loads(path.read_text())
-    return config, path.parent.name  # the cache keeps each commit in a folder of its name
+    return _read_config(path.parent), path.parent.name  # the cache keeps each commit in a folder of its name
 
 
 def _fingerprint(folder: Path) -> str:
     """Digest of a model folder: small files whole, weights by size and samples of a MiB at either end."""
     digest = hashlib.sha256()
-    small = [p for p in folder.iterdir() if p.name.startswith(("config.json", "tokenizer", "spiece"))]
+    small = [p for p in folder.iterdir() if p.is_file() and p.name.startswith(("config.json", "tokenizer", "spiece"))]
     for path in sorted(small):
         digest.update(path.name.encode() + path.read_bytes())
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):

@@ -13,12 +13,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from adept_tune.engine.config import TrialConfig
-from adept_tune.errors import StateError
+from adept_tune.errors import MethodError, StateError
 from adept_tune.methods import get_method
 from adept_tune.methods.base import Sizes
 
 FORMAT = 1
 _MOMENTS = ("first", "second")
+_UNREADABLE = (SafetensorError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,17 @@ class TrialState:
                 loss_sum=float.fromhex(header["loss_sum"]),
                 loss_count=header["loss_count"],
             )
-        except (SafetensorError, ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _UNREADABLE as error:
             raise StateError(f"{where}: not a readable trial state ({type(error).__name__}: {error})") from error
         state._check(where)
         return state
 
     def _check(self, where: str) -> None:
-        for name, axes in get_method(self.method).axes.items():
+        try:
+            method = get_method(self.method)
+        except MethodError as error:
+            raise StateError(f"{where}: {error}") from None
+        for name, axes in method.axes.items():
             for kind in ("tensors", *_MOMENTS):
                 found = getattr(self, kind).get(name)
                 expected = self.sizes.of(axes)

@@ -8,9 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adept_tune.engine.config import TrialConfig
+if TYPE_CHECKING:  # importing it loads torch, which a trial's process must not
+    from adept_tune.engine.config import TrialConfig
 
 
 class End(StrEnum):
@@ -35,7 +36,7 @@ class Job:
     """
 
     name: str
-    config: TrialConfig
+    config: "TrialConfig"
     reports: tuple[int, ...]
     evaluations: frozenset[int]
 

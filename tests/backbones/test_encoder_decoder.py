@@ -13,7 +13,7 @@ from adept_tune.engine.reading import Reader, Trained
 from adept_tune.methods import METHODS
 from adept_tune.methods.base import Stacking
 from tests.support.data import LABEL_TEXTS, label_sets
-from tests.support.tiny import tiny_t5, tiny_tokenizer
+from tests.support.tiny import lively_t5, tiny_t5, tiny_tokenizer
 
 EOS, PAD = 1, 0
 LABELS = [[4, EOS], [7, 20, 9, EOS], [30, EOS], [EOS]]
@@ -21,13 +21,8 @@ LABELS = [[4, EOS], [7, 20, 9, EOS], [30, EOS], [EOS]]
 
 @cache
 def lively(tied: bool, dtype: torch.dtype = torch.float64) -> EncoderDecoder:
-    """A tiny T5 whose layers outweigh its embeddings, so that what it decodes differs from row to row."""
-    model = tiny_t5(dtype=dtype, tied=tied, seed=1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "layer_norm" not in name and name != "lm_head.weight":
-                parameter.mul_(0.2 if name.startswith("shared") else 4.0)
-    return EncoderDecoder(model)
+    """A backbone whose answers differ from row to row."""
+    return EncoderDecoder(lively_t5(dtype=dtype, tied=tied))
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])

@@ -11,6 +11,7 @@ from adept_tune.engine.order import batch_rows
 from adept_tune.engine.state import TrialState
 from adept_tune.errors import MethodError
 from tests.support.data import made_engine
+from tests.support.tiny import lively_t5
 
 MIXED = [
     # (steps at which the trial joins and leaves, its settings)
@@ -164,13 +165,14 @@ def test_padding_of_a_stack_stays_exactly_zero():
 
 
 def test_evaluation_fused_equals_alone_and_counts_by_hand():
-    engine = made_engine("adept")
+    engine = made_engine("adept", model=lively_t5())
     trials = [config(0), config(1, labels="words", prompt_length=9, width=1), config(2, batch_size=8)]
     slots = [engine.join(trial) for trial in trials]
     for _ in range(30):
         engine.step(slots)
     together = engine.evaluate(slots)
     gold = engine.data.validation.labels
+    assert all(len(set(evaluation.texts)) > 1 for evaluation in together)
     for slot, trial, evaluation in zip(slots, trials, together, strict=True):
         (alone,) = engine.evaluate([slot])
         assert alone.texts == evaluation.texts

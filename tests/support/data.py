@@ -55,7 +55,7 @@ def made_data(num_train: int = 40, num_validation: int = 24) -> TaskData:
     )
 
 
-def made_engine(method: str = "adept", num_slots: int = 6, dtype=None, rows_per_pass=None, **changes) -> Engine:
+def made_engine(method: str = "adept", num_slots: int = 6, dtype=None, rows_per_pass=None, model=None) -> Engine:
     """An engine over a tiny T5 and the made task."""
     import torch
 
@@ -63,7 +63,7 @@ def made_engine(method: str = "adept", num_slots: int = 6, dtype=None, rows_per_
     from adept_tune.backbones.encoder_decoder import EncoderDecoder
 
     dtype = dtype or torch.float32
-    backbone = EncoderDecoder(tiny_t5(dtype=dtype, **changes))
+    backbone = EncoderDecoder(model or tiny_t5(dtype=dtype))
     data = made_data()
     reader = Reader(
         backbone,

@@ -75,6 +75,16 @@ def _keep_norms_in_float64(model: Any) -> None:
                 setattr(module, name, norm)
 
 
+def lively_t5(dtype: torch.dtype = torch.float32, tied: bool = True) -> Any:
+    """A tiny T5 whose layers outweigh its embeddings, so that what it decodes differs from row to row."""
+    model = tiny_t5(dtype=dtype, tied=tied, seed=1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "layer_norm" not in name and name != "lm_head.weight":
+                parameter.mul_(0.2 if name.startswith("shared") else 4.0)
+    return model
+
+
 def save_tiny_t5(folder: Path, **changes: Any) -> Path:
     """Write a tiny T5 and its tokenizer as an ordinary model folder."""
     tiny_t5(**changes).save_pretrained(folder)
