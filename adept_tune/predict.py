@@ -13,6 +13,12 @@ from adept_tune.errors import TaskError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, predict, print one JSON object a row, and give the exit code: 0 done, 2 bad input."""
+    arguments = parser().parse_args(argv)
+    return guarded(lambda: predict(arguments))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     p = argparse.ArgumentParser(
         prog="python -m adept_tune.predict",
         description="Answer texts or rows with an exported adapter; one JSON object a row on standard output.",
@@ -23,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows.add_argument("--file", type=Path, help="JSON lines with the task's columns; with labels, a score is printed")
     p.add_argument("--model", help="folder or Hub name of the backbone, if it has moved")
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    arguments = p.parse_args(argv)
-    return guarded(lambda: predict(arguments))
+    return p
 
 
 def predict(arguments: argparse.Namespace) -> int:

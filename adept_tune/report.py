@@ -10,12 +10,7 @@ from adept_tune.cli import guarded
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, write the report, and give the exit code: 0 done, 2 bad input."""
-    p = argparse.ArgumentParser(
-        prog="python -m adept_tune.report",
-        description="Write report.html and its plots into an experiment folder, finished or not.",
-    )
-    p.add_argument("--experiment", type=Path, required=True, help="folder of the search")
-    arguments = p.parse_args(argv)
+    arguments = parser().parse_args(argv)
 
     def run() -> int:
         from adept_tune.tuning.report import write_report
@@ -25,6 +20,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     return guarded(run)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m adept_tune.report",
+        description="Write report.html and its plots into an experiment folder, finished or not.",
+    )
+    p.add_argument("--experiment", type=Path, required=True, help="folder of the search")
+    return p
 
 
 if __name__ == "__main__":

@@ -11,16 +11,7 @@ from adept_tune.cli import guarded
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, retrain, and give the exit code: 0 done, 2 bad input, 3 nothing to retrain, 130 interrupted."""
-    p = argparse.ArgumentParser(
-        prog="python -m adept_tune.retrain",
-        description="Retrain the best configurations of a search over seeds, test the winner, export it.",
-    )
-    p.add_argument("--experiment", type=Path, required=True, help="folder of the search")
-    p.add_argument("--finalists", type=int, help="configurations to retrain (default: as in the search)")
-    p.add_argument("--seeds", type=int, help="retrainings of each (default: as in the search)")
-    p.add_argument("--address", help="local, auto or a Ray cluster's address (default: RAY_ADDRESS, else local)")
-    p.add_argument("--verbose", action="store_true", help="let Ray's and MLflow's own messages through")
-    arguments = p.parse_args(argv)
+    arguments = parser().parse_args(argv)
 
     def run() -> int:
         from adept_tune.console import Console
@@ -32,6 +23,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
     return guarded(run)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m adept_tune.retrain",
+        description="Retrain the best configurations of a search over seeds, test the winner, export it.",
+    )
+    p.add_argument("--experiment", type=Path, required=True, help="folder of the search")
+    p.add_argument("--finalists", type=int, help="configurations to retrain (default: as in the search)")
+    p.add_argument("--seeds", type=int, help="retrainings of each (default: as in the search)")
+    p.add_argument("--address", help="local, auto or a Ray cluster's address (default: RAY_ADDRESS, else local)")
+    p.add_argument("--verbose", action="store_true", help="let Ray's and MLflow's own messages through")
+    return p
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )
     what = p.add_argument_group("what")
     what.add_argument("--task", required=True, help="name of a task, e.g. cola, sst2, mrpc, rte")
-    what.add_argument("--method", default="adept", help="adept, dept or prompt-tuning (default adept)")
+    what.add_argument("--method", help="adept, dept or prompt-tuning (default: the space's, else adept)")
     what.add_argument("--model", help="Hub name or folder (default google-t5/t5-base with a GPU, t5-small without)")
     what.add_argument("--data-dir", type=Path, help="folder with TASK/SPLIT.{jsonl,csv,tsv,parquet} (default: the Hub)")
     what.add_argument("--labels", choices=["digits", "words"], help="label texts (default digits, as published)")

@@ -47,7 +47,20 @@ def gather(
     splits = load_splits(task, data_dir)
     tokenizer = load_tokenizer(info)
     data = load_task_data(task, splits, tokenizer, tokenizer_fingerprint(tokenizer), default_cache_dir())
+    for style in _styles(space):
+        if style not in data.label_sets:
+            raise SpecError(
+                f"labels {style}: the tokenizer of {info.name} cannot write {', '.join(task.labels(style))}"
+            )
     return Materials(task, splits, data, info, space)
+
+
+def _styles(space: SearchSpace) -> list[str]:
+    """Label styles that trials of a space may use."""
+    searched = space.dimensions.get("labels")
+    if searched is not None:
+        return [str(style) for style in searched.corners()]
+    return [str(space.fixed.get("labels", "digits"))]
 
 
 def check_unchanged(spec: SearchSpec, materials: Materials) -> None:

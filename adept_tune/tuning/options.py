@@ -42,7 +42,7 @@ def whole_number_or_auto(flag: str, text: str) -> int | None:
     """
     if text == "auto":
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise SpecError(f"{flag} {text}: give a whole number of at least 1, or auto")
     return int(text)
 
@@ -66,7 +66,12 @@ def split_settings(pairs: Sequence[str]) -> tuple[dict[str, Value], dict[str, An
             except ValueError:
                 raise SpecError(f"--set {pair}: give a {OPTIONS[key].__name__}") from None
         elif key in names:
-            fixed[key] = yaml.safe_load(text)
+            try:
+                fixed[key] = yaml.safe_load(text)
+            except Exception:  # PyYAML lets the errors of date and int through
+                raise SpecError(
+                    f"--set {pair}: {text!r} is not a value; give a number, a word, true or false"
+                ) from None
         else:
             raise SpecError(f"--set {pair}: unknown key {key!r}; known: {', '.join([*OPTIONS, *names])}")
     return fixed, options

@@ -159,7 +159,9 @@ class Retrain(Work):
         """The finalist with the best validation mean; of equals the one the search ranked higher."""
         sign = 1.0 if maximize else -1.0
         means = [
-            (sign * spread.mean, -i) for i, t in enumerate(self.finalists) if (spread := self.validation(t.number))
+            (round(sign * spread.mean, 12), -i)
+            for i, t in enumerate(self.finalists)
+            if (spread := self.validation(t.number))
         ]
         return self.finalists[-max(means)[1]] if means else None
 

@@ -189,7 +189,8 @@ class Median(Rule):
         for other, curve in self.history.items():
             if other != trial and max(curve) >= step:
                 values = [v for s, v in curve.items() if s <= step]
-                means.append(sum(values) / len(values))
+                if values:
+                    means.append(sum(values) / len(values))
         best = max(v for s, v in self.history[trial].items() if s <= step)
         if len(means) < self.startup_trials:
             return Decision(False, None, f"only {len(means)} others to compare with")
@@ -233,8 +234,8 @@ def make_rule(
         return Asha(rungs, reduction_factor)
     if scheduler == "hyperband":
         return Hyperband(rungs, seed, reduction_factor)
-    points = [max_steps * k // 8 for k in range(1, 8)]
-    points = [p for p in points if p >= min(plateau_steps or 0, max_steps // 2) and p > 0]
+    eighths = sorted({max_steps * k // 8 for k in range(1, 8)})
+    points = [p for p in eighths if p >= min(plateau_steps or 0, max_steps // 2) and p > 0]
     return Median(points) if scheduler == "median" else NeverStop(points[1::2])
 
 

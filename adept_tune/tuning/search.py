@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from adept_tune.backbones.load import Precision, fetch_weights
 from adept_tune.console import Console
 from adept_tune.errors import SpecError
+from adept_tune.methods import get_method
 from adept_tune.tracking import MlflowTracker
 from adept_tune.tuning.cluster import LOCAL, ask, broker_of, has_gpu, num_cpus, ray_session, share_of
 from adept_tune.tuning.experiment import Experiment, last_steps, shape_of, storage_of, trial_config
@@ -22,11 +23,14 @@ from adept_tune.tuning.host import HostPlan
 from adept_tune.tuning.journal import Journal
 from adept_tune.tuning.lock import locked
 from adept_tune.tuning.materials import Materials, check_unchanged, gather
-from adept_tune.tuning.plan import Costs, Estimate, estimate, fit
+from adept_tune.tuning.options import OPTIONS
+from adept_tune.tuning.plan import MOST_STEPS, Costs, Estimate, estimate, fit
 from adept_tune.tuning.ray_tune import Share
 from adept_tune.tuning.rungs import Scheduler
+from adept_tune.tuning.samplers import make_proposer
 from adept_tune.tuning.space import Sampler, SpaceFile, Value, read_space
 from adept_tune.tuning.spec import JOURNAL, SPEC, SearchSpec
+from adept_tune.tuning.store import Store
 from adept_tune.tuning.telling import plan_lines
 
 BUDGET_S = {"cpu": 3600.0, "cuda": 8 * 3600.0}
@@ -44,7 +48,7 @@ class Request:
     """
 
     task: str
-    method: str = "adept"
+    method: str | None = None
     model: str | None = None
     data_dir: Path | None = None
     labels: Literal["digits", "words"] | None = None
@@ -86,10 +90,8 @@ def run_search(request: Request, console: Console) -> int:
     """
     with ray_or_no_ray(request) as start_ray:
         device = _device(request, start_ray)
-        file = read_space(request.space or request.method)
-        if file.method != request.method:
-            raise SpecError(f"--method {request.method}: the space {request.space} is for {file.method}")
-        folder = request.experiment or _new_folder(request)
+        file = _space_file(request)
+        folder = request.experiment or _new_folder(request, file.method)
         if not request.dry_run and request.resume is None:
             _check_folder(folder)
         materials = gather(
@@ -101,6 +103,7 @@ def run_search(request: Request, console: Console) -> int:
         if request.resume is not None:
             folder, draft = _resumed(request, draft)
             console.say(f"Resuming {folder}")
+        check_before_ray(draft, materials)
         tracker = MlflowTracker(draft.tracking_uri, folder)
         tracker.check()
         with contextlib.ExitStack() as held:
@@ -238,17 +241,17 @@ def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
     raise SpecError("--resume: no experiment of this search under runs/; name its folder with --resume DIR")
 
 
-def _new_folder(request: Request) -> Path:
-    return Path("runs") / f"{request.task}-{request.method}-{datetime.now():%Y%m%d-%H%M%S}"
+def _new_folder(request: Request, method: str) -> Path:
+    return Path("runs") / f"{request.task}-{method}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _check_folder(folder: Path) -> None:
-    if (folder / SPEC).exists():
+    if (folder / SPEC).exists() or (folder / JOURNAL).exists():
         raise SpecError(f"--experiment {folder}: an experiment lives there already; give another folder")
     if folder.exists() and not folder.is_dir():
         raise SpecError(f"--experiment {folder}: is a file; give a folder")
     there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise SpecError(f"--experiment {folder}: cannot write in {there}; give a folder you may write in")
 
 
@@ -261,12 +264,12 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
             data_dir=str(request.data_dir.resolve()) if request.data_dir else None,
             data_fingerprint=materials.data.fingerprint,
             backbone=materials.info.as_dict(),
-            method=request.method,
+            method=file.method,
             space=file.model_dump(mode="json"),
             fixed=dict(request.fixed or {}) | ({"labels": request.labels} if request.labels else {}),
             labels=request.labels or "digits",
             trials=1 if request.trials is None else request.trials,
-            max_steps=1 if request.max_steps is None else request.max_steps,
+            max_steps=MOST_STEPS if request.max_steps is None else request.max_steps,
             batch_size=request.batch_size,
             scheduler=request.scheduler,
             sampler=request.sampler,
@@ -277,7 +280,7 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
             slots=request.slots or SLOTS[device],
             device=device,  # type: ignore[arg-type]  # pydantic checks it
             precision=request.precision,
-            rows_per_pass=request.rows_per_pass or ROWS_PER_PASS[device],
+            rows_per_pass=ROWS_PER_PASS[device] if request.rows_per_pass is None else request.rows_per_pass,
             max_failures=request.max_failures,
             time_budget_s=request.time_budget_s,
             storage=request.storage,
@@ -285,9 +288,41 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
         )
     except ValidationError as error:
         faults = "; ".join(
-            f"--{str(fault['loc'][0]).replace('_', '-')}={fault['input']}: {fault['msg']}" for fault in error.errors()
+            f"{_flag(str(fault['loc'][0]))}={fault['input']}: {fault['msg']}" for fault in error.errors()
         )
         raise SpecError(faults) from None
+
+
+def _flag(field: str) -> str:
+    """How the command line sets a field of the spec."""
+    return f"--set {field}" if field in OPTIONS else f"--{field.replace('_', '-')}"
+
+
+def _space_file(request: Request) -> SpaceFile:
+    """The space that method and space ask for; either follows from the other."""
+    if request.method is not None:
+        get_method(request.method)
+    file = read_space(request.space or request.method or "adept")
+    if request.method not in (None, file.method):
+        raise SpecError(f"--method {request.method}: the space {request.space} is for {file.method}")
+    return file
+
+
+def check_before_ray(spec: SearchSpec, materials: Materials) -> None:
+    """Everything else that can be wrong, while being wrong is still cheap.
+
+    Raises:
+        AdeptError: The storage, the sampler or the trials' settings cannot be used.
+    """
+    if spec.storage is not None:
+        Store(spec.storage).check()
+    make_proposer(materials.space, spec.sampler, spec.seed)
+    for params in materials.space.corners():
+        try:
+            trial_config(spec, materials.space, params, 0)
+        except ValidationError as error:
+            faults = "; ".join(str(fault["msg"]) for fault in error.errors())
+            raise SpecError(f"a trial with {params}: {faults}") from None
 
 
 def _planned(

@@ -6,6 +6,7 @@ and as nearly N as its prompt length allows.
 """
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -52,7 +53,9 @@ def _number(value: object) -> object:
     return value
 
 
-Number = Annotated[int | float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+_LARGEST = 1e15  # beyond it whole numbers are no longer exact
+
+Number = Annotated[int | float, BeforeValidator(_number), Field(allow_inf_nan=False, ge=-_LARGEST, le=_LARGEST)]
 
 
 class Range(BaseModel):
@@ -73,7 +76,9 @@ class Range(BaseModel):
         if step is None:
             return list(range(int(self.low), int(self.high) + 1)) if self.integer else None
         count = math.floor((self.high - self.low) / step + 1e-9) + 1
-        return [self.low + k * step for k in range(count)]
+        if self.integer:
+            return [int(self.low + k * step) for k in range(count)]
+        return [min(round(self.low + k * step, 12), self.high) for k in range(count)]  # 0.1 * 3 is not 0.3
 
     def corners(self) -> list[Value]:
         """The ends."""
@@ -177,13 +182,14 @@ class SearchSpace:
         return params | {name: self.settings(params)["width"]}
 
     def corners(self) -> Iterator[Params]:
-        """Extreme points of the space, over the dimensions that set sizes or may be invalid together."""
-        names = list(self.dimensions)
-        for values in product(*(self.dimensions[name].corners() for name in names)):
-            yield dict(zip(names, values, strict=True))
+        """Extreme points of the space, over the dimensions that set sizes; the others stay at their first end."""
+        sizes = [name for name in self.dimensions if _field(name, self.method) in ("prompt_length", "width")]
+        rest = {name: dim.corners()[0] for name, dim in self.dimensions.items() if name not in sizes}
+        for values in product(*(self.dimensions[name].corners() for name in sizes)):
+            yield rest | dict(zip(sizes, values, strict=True))
 
     def grid(self) -> list[Params]:
-        """Every point of a finite space, the first points first.
+        """Every point of a finite space once, the first points first, whether or not they lie on the grid.
 
         Raises:
             SpaceError: A dimension has no finite set of values; names it.
@@ -197,8 +203,17 @@ class SearchSpace:
                 )
             columns.append(values)
         points = [dict(zip(self.dimensions, values, strict=True)) for values in product(*columns)]
-        first = [point for point in self.points if point in points]
-        return first + [point for point in points if point not in first]
+        first: list[Params] = []
+        for point in self.points:
+            if not any(_same(point, other) for other in first):
+                first.append(point)
+        return first + [point for point in points if not any(_same(point, other) for other in first)]
+
+
+def _same(one: Params, other: Params) -> bool:
+    """Whether two points are equal but for rounding."""
+    pairs = [(value, other[name]) for name, value in one.items()]
+    return all(math.isclose(a, b) if isinstance(a, float) and isinstance(b, float | int) else a == b for a, b in pairs)
 
 
 def space_folders() -> list[Path]:
@@ -213,14 +228,17 @@ def find_space(name: str) -> Path:
     Raises:
         SpaceError: Neither; lists the named ones.
     """
-    path = Path(name).expanduser()
-    if path.suffix in (".yaml", ".yml"):
-        if path.is_file():
-            return path
-        raise SpaceError(f"space {name}: no such file")
-    for folder in space_folders():
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
+    try:
+        path = Path(name).expanduser()
+        if path.suffix in (".yaml", ".yml"):
+            if path.is_file():
+                return path.resolve()
+            raise SpaceError(f"space {name}: no such file")
+        for folder in space_folders():
+            if (folder / f"{name}.yaml").is_file():
+                return (folder / f"{name}.yaml").resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, an unknown home, a NUL
+        raise SpaceError(f"space {name[:80]!r}: {error}") from None
     known = sorted({path.stem for folder in space_folders() for path in folder.glob("*.yaml")})
     raise SpaceError(f"space {name!r} is unknown; choose one of {', '.join(known)}, or give a .yaml file")
 
@@ -286,15 +304,17 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise SpaceError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}")
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except Exception as error:  # PyYAML lets the errors of date, int and recursion through
         raise SpaceError(f"{path}: not readable as YAML ({error})") from error
     if not isinstance(content, dict):
         raise SpaceError(f"{path}: expected a mapping with 'method' and 'parameters', found {type(content).__name__}")
+    if not isinstance(content.get("parameters") or {}, dict):
+        raise SpaceError(f"{path}: parameters: expected a mapping, found {type(content['parameters']).__name__}")
     parent = content.pop("extends", None)
     if parent is None:
         return content
-    sibling = path.parent / f"{parent}.yaml"
-    base = _read(sibling if sibling.is_file() else find_space(str(parent)), (*seen, path))
+    beside = str(path.parent / f"{parent}.yaml")
+    base = _read(find_space(beside if os.path.isfile(beside) else str(parent)), (*seen, path))
     parameters = (base.get("parameters") or {}) | (content.get("parameters") or {})
     return base | content | {"parameters": parameters}
 
@@ -313,7 +333,7 @@ def _place(
     check = TypeAdapter(kind).validate_python
     try:
         if not isinstance(value, dict):
-            settled[name] = check(_number(value) if not isinstance(value, bool) else value)
+            settled[name] = check(value if isinstance(value, bool) or field.annotation is str else _number(value))
         elif "choices" in value:
             dimensions[name] = Choices(choices=tuple(check(v) for v in Choices.model_validate(value).choices))
         elif not integer and field.annotation is not float:
@@ -328,7 +348,14 @@ def _place(
                 check(end)
             dimensions[name] = span if not integer else _whole(span)
     except ValidationError as error:
-        faults.append(f"{name}: " + "; ".join(f"{e['input']!r}: {e['msg']}" for e in error.errors()))
+        faults.append(f"{name}: " + "; ".join(_value_fault(e) for e in error.errors()))
+
+
+def _value_fault(error: Any) -> str:
+    """A fault of one value, or of one key of a range."""
+    key = f"{error['loc'][0]}: " if error["loc"] and isinstance(error["loc"][0], str) else ""
+    given = "" if error["type"] == "missing" else f"{error['input']!r}: "
+    return f"{key}{given}{error['msg']}"
 
 
 def _range_fault(span: Range) -> str | None:
@@ -386,12 +413,11 @@ def _corner_faults(space: SearchSpace) -> list[str]:
 def _explain(fault: Any, params: Params, space: SearchSpace) -> str:
     setting = str(fault["loc"][0]) if fault["loc"] else "settings"
     if setting == "width" and space.budget is not None:
-        longest = (
-            space.budget - space.method.num_parameters(Sizes(0, 0, space.d_model, space.source_length))
-        ) // space.d_model
+        spare = space.budget - space.method.num_parameters(Sizes(0, 0, space.d_model, space.source_length))
+        length = space.settings(params)["prompt_length"]
         return (
-            f"prompt_length={params.get('prompt_length')}: leaves nothing of budget={space.budget} for a width; "
-            f"at d={space.d_model} the longest prompt is {longest}"
+            f"prompt_length={length}: leaves nothing of budget={space.budget} for a width; "
+            f"at d={space.d_model} the longest prompt is {spare // space.d_model}"
         )
     public = {field: name for name, field in space.method.parameters.items()}
     return f"{public.get(setting, setting)}={fault['input']}: {fault['msg']}"
@@ -404,12 +430,16 @@ def _point(point: dict[str, Any], dimensions: dict[str, Dimension], allowed: lis
         value: Any = point.get(name) if isinstance(point.get(name), bool) else _number(point.get(name))
         if value is None:
             faults.append(f"points: {point} gives no {name}")
-        elif not dimension.contains(value):
+        elif not dimension.contains(value) or (_is_whole(dimension) and value != int(value)):
             faults.append(f"points: {name}={value} is outside {dimension}")
         else:
-            params[name] = int(value) if isinstance(dimension, Range) and dimension.integer else value
+            params[name] = int(value) if _is_whole(dimension) else value
     faults += [f"points: unknown parameter {name}{_hint(name, allowed)}" for name in point if name not in allowed]
     return params
+
+
+def _is_whole(dimension: Dimension) -> bool:
+    return isinstance(dimension, Range) and dimension.integer
 
 
 def _hint(name: str, allowed: list[str]) -> str:

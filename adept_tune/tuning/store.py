@@ -22,6 +22,17 @@ class Store:
         except (ImportError, ValueError) as error:
             raise SpecError(f"--storage {root}: {error}") from error
 
+    def check(self) -> None:
+        """See that something can be written.
+
+        Raises:
+            SpecError: It cannot.
+        """
+        try:
+            self._files.makedirs(self._root, exist_ok=True)
+        except Exception as error:  # each kind of storage has errors of its own
+            raise SpecError(f"storage {self._root}: cannot write there ({error}); give another --storage") from error
+
     def write(self, job: str, step: int, blob: bytes) -> None:
         """Keep a state, whole or not at all, and drop the job's third-last."""
         path = self._path(job, step)

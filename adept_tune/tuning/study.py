@@ -213,7 +213,8 @@ class Study(Work):
 
     def best(self, count: int) -> list[TrialRecord]:
         """Trials that came furthest with the best standing, best first; diverged and failed ones are left out."""
-        ranked = [r for r in self.trials.values() if r.standings and r.state not in (End.DIVERGED, End.FAILED)]
+        ended_badly = (End.DIVERGED, End.FAILED)
+        ranked = [r for r in self.trials.values() if r.rank[1] > -inf and r.state not in ended_badly]
         return sorted(ranked, key=lambda record: (record.rank, -record.number), reverse=True)[:count]
 
     def counts(self) -> dict[End, int]:

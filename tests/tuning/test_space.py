@@ -17,7 +17,6 @@ from adept_tune.tuning.space import Choices, Range, SearchSpace, find_space, rea
 from tests.support.search import D_MODEL, inside, properties, space_from, space_of
 
 LENGTH = {"prompt_length": {"low": 1, "high": 8}}
-DEFECT = pytest.mark.xfail(strict=True, reason="defect of adept_tune/tuning/space.py; see the test's name")
 
 
 def refused(parameters: dict[str, Any], method: str = "adept", **others: Any) -> str:
@@ -211,7 +210,6 @@ def test_no_bytes_raise_anything_but_a_space_error(tmp_path, content):
         resolve_space(read_space(str(path)), D_MODEL, 32)
 
 
-@DEFECT
 @pytest.mark.parametrize(
     "text",
     [
@@ -231,14 +229,12 @@ def test_no_text_raises_anything_but_a_space_error(tmp_path, text):
     refused_text(tmp_path, text)
 
 
-@DEFECT
 @pytest.mark.parametrize("name", ["~nosuchuser", "a" * 300])
 def test_no_name_raises_anything_but_a_space_error(name):
     with pytest.raises(SpaceError):
         read_space(name)
 
 
-@DEFECT
 def test_a_space_that_extends_itself_by_another_path_is_refused(tmp_path):
     assert "extends itself" in refused_text(tmp_path, f"extends: ../{tmp_path.name}/own\n")
 
@@ -324,7 +320,6 @@ def test_all_faults_of_a_space_are_told_together():
         assert sum(word in line for line in lines) == 1, word
 
 
-@DEFECT
 @pytest.mark.parametrize(
     ("parameters", "named"),
     [({"prompt_length": {"low": 1}}, "high"), ({"prompt_length": {"low": 1, "high": 2, "hgih": 3}}, "hgih")],
@@ -333,7 +328,6 @@ def test_a_part_of_a_range_that_is_missing_or_unknown_is_named(parameters, named
     assert named in refused(parameters)
 
 
-@DEFECT
 def test_a_text_that_reads_as_a_number_stays_a_text():
     assert space_of({"prompt_text": "1e3"} | LENGTH).fixed == {"prompt_text": "1e3"}
 
@@ -424,7 +418,6 @@ def test_a_budget_that_the_longest_prompt_uses_up_is_refused_with_the_longest_th
     assert "longest prompt is 46" in refused({"prompt_length": {"low": 1, "high": 47}}, budget=760)
 
 
-@DEFECT
 def test_a_fixed_prompt_that_uses_up_the_budget_is_told_with_its_length():
     assert "prompt_length=100: leaves nothing" in refused(
         {"prompt_length": 100, "prompt_lr": {"low": 0.1, "high": 1}}, budget=760
@@ -465,7 +458,6 @@ def test_a_first_point_outside_the_choices_is_told():
     )
 
 
-@DEFECT
 def test_a_first_point_between_two_whole_numbers_is_told_not_rounded():
     assert "10.5" in refused({"prompt_length": {"low": 1, "high": 20}}, points=[{"prompt_length": 10.5}])
 
@@ -514,13 +506,11 @@ def test_a_grid_of_whole_numbers_on_a_log_scale_is_finite():
     ]
 
 
-@DEFECT
 def test_a_grid_does_not_leave_its_range():
     space = space_of({"dropout": {"low": 0, "high": 0.3, "step": 0.1}})
     assert all(inside(space, point) for point in space.grid())  # 0 + 3 * 0.1 exceeds 0.3 by a rounding
 
 
-@DEFECT
 @pytest.mark.parametrize(
     ("parameters", "point"),
     [
@@ -533,7 +523,6 @@ def test_a_grid_drops_no_first_point(parameters, point):
     assert space_of(parameters, points=[point]).grid()[0] == pytest.approx(point)
 
 
-@DEFECT
 def test_a_grid_has_a_first_point_that_is_given_twice_once():
     points = space_of({"prompt_length": {"choices": [1, 2]}}, points=[{"prompt_length": 1}] * 2).grid()
     assert points == [{"prompt_length": 1}, {"prompt_length": 2}]
