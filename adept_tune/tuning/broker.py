@@ -63,7 +63,8 @@ class Broker:
         self._store = Store(storage)
         self._journalled = dict(journalled)
         self._incarnations: dict[str, int] = {}
-        self._hosts: dict[str, Any] = {}
+        self._hosts: dict[str, tuple[str, Any]] = {}
+        self._made = 0
         self._making = asyncio.Lock()
 
     async def admit(self, job: str, node_id: str, gpu: str | None) -> Seat:
@@ -76,15 +77,18 @@ class Broker:
 
     async def host(self, node_id: str, gpu: str | None) -> tuple[str, Any]:
         """The loaded host of a device, made where there is none or where it has died."""
-        name = f"{self._search_id}:host:{node_id[:12]}:{gpu or 'cpu'}"
+        device = f"{node_id[:12]}:{gpu or 'cpu'}"
         async with self._making:
-            if name in self._hosts:
+            if device in self._hosts:
+                name, host = self._hosts[device]
                 try:
-                    await self._hosts[name].load.remote(self._data)
-                    return name, self._hosts[name]
+                    await host.load.remote(self._data)
+                    return name, host
                 except ray.exceptions.RayActorError:
-                    del self._hosts[name]
-            self._hosts[name] = (
+                    del self._hosts[device]
+            self._made += 1  # a name is never used twice, so nobody mistakes a host for its predecessor
+            name = f"{self._search_id}:host:{device}:{self._made}"
+            host = (
                 ray.remote(Host)
                 .options(
                     name=name,
@@ -95,8 +99,9 @@ class Broker:
                 )
                 .remote(self._plan, gpu)
             )
-            await self._hosts[name].load.remote(self._data)
-            return name, self._hosts[name]
+            await host.load.remote(self._data)
+            self._hosts[device] = name, host
+            return name, host
 
     def journalled(self, job: str, step: int) -> None:
         """The driver has journalled a report; from now on the job goes on from there."""

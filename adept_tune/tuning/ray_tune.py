@@ -119,7 +119,10 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]  # Ray is untyp
         report = Report(**{field: result[field] for field in _REPORT_FIELDS})
         incarnation = result["incarnation"]
         fetch: Callable[[], bytes] = lambda: ray.get(host.fetch_state.remote(name, incarnation))  # noqa: E731
-        stop = self._work.report(name, report, fetch)
+        try:
+            stop = self._work.report(name, report, fetch)
+        except ray.exceptions.RayError:  # the host was lost with the state: nothing is journalled, Tune will see it too
+            return str(self.CONTINUE)
         self._broker.journalled.remote(name, report.step)
         if not stop:
             return str(self.CONTINUE)
@@ -127,8 +130,8 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]  # Ray is untyp
         return str(self.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> None:
-        """A trial that was not stopped has come to its end."""
-        self._work.end(trial.config["job"]["name"], End.FINISHED, "ran to its end")
+        """A trial whose last report was taken has its end already; for any other the report was lost."""
+        self._work.end(trial.config["job"]["name"], End.FAILED, "its last report was lost with its host")
 
     def _host(self, name: str) -> Any:
         if name not in self._hosts:
