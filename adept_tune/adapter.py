@@ -139,9 +139,8 @@ class Adapter:
 
         labels = [self._task.label_index(row, "rows", i) for i, row in enumerate(rows)]
         split = TokenSplit(self._sources(rows), {}, np.array(labels, dtype=np.int32))
-        evaluations = self._reader.evaluate(self._trained, split)
-        assert evaluations is not None  # nobody asked it to stop
-        return evaluations[0]
+        (evaluation,) = self._reader.evaluate(self._trained, split)
+        return evaluation
 
     @property
     def label_column(self) -> str:

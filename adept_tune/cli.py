@@ -1,10 +1,10 @@
 """What the command lines share: exit codes and how a message reaches a person."""
 
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 from adept_tune.errors import AdeptError
 
@@ -14,7 +14,15 @@ DONE, BAD_INPUT, NOTHING_FINISHED, INTERRUPTED = 0, 2, 3, 130
 def treat_termination_as_interrupt() -> None:
     """Let SIGTERM do what Ctrl-C does. Libraries that set their own handler call for a second time."""
     with contextlib.suppress(ValueError):  # signals can only be set in the main thread
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Hand a SIGTERM to whoever handles Ctrl-C now; a background shell has it ignored."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        raise KeyboardInterrupt
+    handler(signal.SIGINT, frame)
 
 
 def guarded(run: Callable[[], int]) -> int:
@@ -28,5 +36,3 @@ def guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted; what was done is kept", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone
-        return DONE

@@ -8,7 +8,7 @@ Shape legend: K trials of a pass, B rows of the widest batch, S source tokens, T
 R bottleneck width, N flat columns of a trial's tensors, P rows of the pass.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -168,22 +168,19 @@ class Engine:
             seat.step += 1
             seat.loss_count += 1
 
-    def evaluate(
-        self, slots: Sequence[int], should_stop: Callable[[], bool] = lambda: False
-    ) -> list[Evaluation] | None:
+    def evaluate(self, slots: Sequence[int]) -> list[Evaluation]:
         """Score the trials in the given slots on the validation half, fused.
 
         Args:
             slots: Different slots.
-            should_stop: Asked between passes; true abandons the evaluation.
 
         Returns:
-            One evaluation a slot, in order; None where it was abandoned.
+            One evaluation a slot, in order.
         """
         seats = [self._seat(slot) for slot in slots]
         with torch.no_grad():
             trained = self._trained(self._flat[0][torch.tensor(slots, device=self._device)], seats)
-            return self._reader.evaluate(trained, self.data.validation, should_stop)
+            return self._reader.evaluate(trained, self.data.validation)
 
     def evaluate_sample(self, slots: Sequence[int]) -> float:
         """Evaluate on a sample of the validation rows, to learn what it costs.
@@ -202,9 +199,8 @@ class Engine:
     def score_state(self, state: TrialState, split: Literal["validation", "test"]) -> Evaluation:
         """Score a saved trial alone on a split; it takes no slot."""
         trained = Trained.of_one(state.tensors, state.sizes, state.config.labels, self._device)
-        evaluations = self._reader.evaluate(trained, getattr(self.data, split))
-        assert evaluations is not None  # nobody asked it to stop
-        return evaluations[0]
+        (evaluation,) = self._reader.evaluate(trained, getattr(self.data, split))
+        return evaluation
 
     def _passes(self, seats: Sequence[_Seat]) -> Iterator[range]:
         """Consecutive trials whose rows fit in one pass; a trial that does not fit alone gets a pass of its own."""

@@ -5,7 +5,7 @@ Training, validation, the test and prediction all go through `Reader`, so what w
 Shape legend: K trials, B rows of each, S source tokens, P rows of a pass (all trials), D embedding width, L labels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -133,16 +133,12 @@ class Reader:
         return embeds_PSD, mask_PS
 
     @torch.no_grad()
-    def evaluate(
-        self, trained: Trained, split: TokenSplit, should_stop: Callable[[], bool] = lambda: False
-    ) -> list[Evaluation] | None:
-        """Score every trial of a stack on a split; None where `should_stop` said so between passes."""
+    def evaluate(self, trained: Trained, split: TokenSplit) -> list[Evaluation]:
+        """Score every trial of a stack on a split."""
         num_trials, num_rows = len(trained.labels), len(split.labels)
         texts = np.empty((num_trials, num_rows), dtype=object)
         loss = np.empty((num_trials, num_rows))
         for rows in self._chunks(split.sources, num_trials, trained):
-            if should_stop():
-                return None
             texts[:, rows], loss[:, rows] = self._answers(trained, split, rows)
         gold = split.labels.tolist()
         return [

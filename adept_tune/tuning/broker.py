@@ -4,7 +4,7 @@ Hosts belong to the broker, so they die with it, and it dies with the driver: no
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -65,12 +65,17 @@ class Broker:
         self._incarnations: dict[str, int] = {}
         self._hosts: dict[str, tuple[str, Any]] = {}
         self._made = 0
-        self._making = asyncio.Lock()
+        self._seated: dict[str, Any] = {}
+        self._making: dict[str, asyncio.Lock] = {}  # by device, so that hosts load side by side
 
     async def admit(self, job: str, node_id: str, gpu: str | None) -> Seat:
         """A host on the caller's device, and the state its job goes on from."""
         host_name, host = await self.host(node_id, gpu)
         incarnation = self._incarnations[job] = self._incarnations.get(job, -1) + 1
+        old = self._seated.get(job)
+        if old is not None and old is not host:
+            old.leave.remote(job, incarnation)  # its process is gone, or it would not be here
+        self._seated[job] = host
         step = self._journalled.get(job, 0)
         blob = self._store.read(job, step)[0] if step else None
         return Seat(host, host_name, incarnation, step, blob)
@@ -78,7 +83,7 @@ class Broker:
     async def host(self, node_id: str, gpu: str | None) -> tuple[str, Any]:
         """The loaded host of a device, made where there is none or where it has died."""
         device = f"{node_id[:12]}:{gpu or 'cpu'}"
-        async with self._making:
+        async with self._making.setdefault(device, asyncio.Lock()):
             if device in self._hosts:
                 name, host = self._hosts[device]
                 try:
@@ -102,6 +107,16 @@ class Broker:
             await host.load.remote(self._data)
             self._hosts[device] = name, host
             return name, host
+
+    def release(self, job: str) -> None:
+        """A job has failed for good: its seat, if its process left one behind, is free."""
+        host = self._seated.pop(job, None)
+        if host is not None:
+            host.leave.remote(job, self._incarnations[job])
+
+    def settle(self, num_threads: int) -> None:
+        """Let hosts made from now on use the number of threads that the probe found best."""
+        self._plan = replace(self._plan, num_threads=num_threads)
 
     def journalled(self, job: str, step: int) -> None:
         """The driver has journalled a report; from now on the job goes on from there."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,8 +74,13 @@ def share_of(device: str, slots: int, cpus: int) -> Share:
     """What each of `slots` trials of a device holds: a share of the GPU, or of the CPUs."""
     if device == "cuda":
         num_devices = max(1, int(ray.cluster_resources().get("GPU", 1)))
-        return Share(num_cpus=0.01, num_gpus=1 / slots, concurrent=slots * num_devices)
-    return Share(num_cpus=cpus / slots, num_gpus=0.0, concurrent=slots)
+        return Share(num_cpus=0.01, num_gpus=_part(1, slots), concurrent=slots * num_devices)
+    return Share(num_cpus=_part(cpus, slots), num_gpus=0.0, concurrent=slots)
+
+
+def _part(whole: float, parts: int) -> float:
+    """A share in Ray's unit of a ten-thousandth, rounded down so that all parts fit."""
+    return math.floor(whole / parts * 1e4) / 1e4
 
 
 @contextmanager
@@ -97,6 +103,11 @@ def broker_of(search_id: str, plan: HostPlan, data: Any, storage: str, journalle
     finally:
         with contextlib.suppress(Exception):  # it may have died with the cluster
             ray.kill(broker)
+
+
+def settle(broker: str, num_threads: int) -> None:
+    """Let hosts made from now on use that many threads."""
+    ray.get(ray.get_actor(broker, namespace=NAMESPACE).settle.remote(num_threads))
 
 
 def forget(broker: str, jobs: Sequence[str]) -> None:

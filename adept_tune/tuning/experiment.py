@@ -122,6 +122,8 @@ class Experiment:
             return code
         except KeyboardInterrupt:
             state = "INTERRUPTED"
+            self.console.end()
+            self.console.say(f"Stopped. The same command with --resume {self.folder} goes on from here.")
             raise
         finally:
             self.console.end()
@@ -134,8 +136,9 @@ class Experiment:
         deadline = None if budget is None else self._begun + budget - 1.1 * self.spec.retrain_s
         study = self.study(lambda: deadline is not None and monotonic() > deadline)
         study.replay(search_events(self._events))
-        run_work(study, self._broker, self._share, self.spec.max_failures)
-        self._end_interrupted(study, [record.name for record in study.trials.values() if record.state is None])
+        interrupted = run_work(study, self._broker, self._share, self.spec.max_failures)
+        running = [record.name for record in study.trials.values() if record.state is None]
+        self._end_interrupted(study, running, interrupted)
         counts = ", ".join(f"{count} {end}" for end, count in study.counts().items() if count)
         self.console.say(f"Searched {len(study.trials)} trials: {counts}.")
         return self._finish(study, self._events)
@@ -160,14 +163,16 @@ class Experiment:
         else:
             retrain.begin()
             forget(self._broker, list(retrain.reruns))
-        run_work(retrain, self._broker, self._share, self.spec.max_failures)
-        self._end_interrupted(retrain, [name for name, rerun in retrain.reruns.items() if rerun.state is None])
+        interrupted = run_work(retrain, self._broker, self._share, self.spec.max_failures)
+        running = [name for name, rerun in retrain.reruns.items() if rerun.state is None]
+        self._end_interrupted(retrain, running, interrupted)
         winner = retrain.winner(self._maximize)
         if winner is None:
             self.console.say("No finalist came to its end; the ends above say why.")
             return 3
         self._conclude(retrain, winner)
-        self._store.keep_only({trial.name for trial in finalists} | set(retrain.reruns))
+        unfinished = {trial.name for trial in study.trials.values() if trial.state is End.INTERRUPTED}
+        self._store.keep_only({trial.name for trial in finalists} | set(retrain.reruns) | unfinished)
         return 0
 
     def _conclude(self, retrain: Retrain, winner: TrialRecord) -> None:
@@ -250,7 +255,7 @@ class Experiment:
         say()
         say(
             f"Winner: trial {winner.number}. Test {metric} over {len(retrain.finished(winner.number))} seeds: "
-            f"mean {test.mean:.4f}, standard deviation {test.sd:.4f}, standard error {test.se:.4f}."
+            f"mean {test.mean:.4f}, standard deviation {test.sd:.4f}, standard error (seeds and rows) {test.se:.4f}."
         )
         say(f"Exported seed {best.seed}, the best on validation: {self.folder / ADAPTER}")
         say(f"Report:   {self.folder / REPORT}")
@@ -270,13 +275,12 @@ class Experiment:
             demonstration=task.demonstration,
         )
 
-    def _end_interrupted(self, work: Study | Retrain, running: list[str]) -> None:
-        """Tune comes back early only when it was interrupted."""
-        if not running:
-            return
+    def _end_interrupted(self, work: Study | Retrain, running: list[str], interrupted: bool) -> None:
+        """Give what still runs its end, and stop here where Tune came back because it was told to."""
         for name in running:
             work.end(name, End.INTERRUPTED, "the search was interrupted")
-        raise KeyboardInterrupt
+        if interrupted or running:
+            raise KeyboardInterrupt
 
     def _tell(self, event: dict[str, Any]) -> None:
         written = self._journal.append(event)
@@ -321,7 +325,7 @@ def shape_of(spec: SearchSpec, task: Task) -> Shape:
 
 def storage_of(spec: SearchSpec, folder: Path) -> str:
     """Where a spec's trial states are kept."""
-    return spec.storage or str((folder / STATES).absolute())
+    return f"{spec.storage.rstrip('/')}/{spec.search_id}" if spec.storage else str((folder / STATES).absolute())
 
 
 def _info(spec: SearchSpec, folder: Path, materials: Materials) -> SearchInfo:

@@ -86,6 +86,8 @@ class Host:
         Raises:
             BackboneError: The weights cannot be loaded.
         """
+        if self._engine is not None:  # no trial's start waits for another's steps
+            return
         async with self._lock:
             if self._engine is None:
                 self._engine = await self._in_thread(lambda: self._build(data))
@@ -102,13 +104,15 @@ class Host:
         from adept_tune.engine.config import TrialConfig
         from adept_tune.engine.state import TrialState
 
-        if name in self._seats:
-            await self.leave(name, incarnation)
         trial = TrialConfig.model_validate(config)
         state = None if blob is None else TrialState.from_bytes(blob, name)
         engine = self._ready()
         async with self._taking():
-            await self._freed.wait_for(lambda: len(self._seats) < engine.num_slots)
+            await self._freed.wait_for(lambda: len(self._seats) < engine.num_slots or name in self._seats)
+            if name in self._seats:
+                if self._seats[name][0] >= incarnation:
+                    raise RuntimeError(f"{name}, incarnation {incarnation}: a later one took its place")
+                await self._vacate(name)
             self._seats[name] = (incarnation, await self._in_thread(lambda: engine.join(trial, state)))
 
     async def train_to(self, name: str, incarnation: int, step: int, evaluate: bool) -> dict[str, Any]:
@@ -133,17 +137,9 @@ class Host:
 
     async def leave(self, name: str, incarnation: int) -> None:
         """Free a trial's slot; nothing where it has none, or has been superseded."""
-        engine = self._ready()
         async with self._taking():
-            seat = self._seats.get(name)
-            if seat is None or seat[0] > incarnation:
-                return
-            del self._seats[name]
-            goal = self._goals.pop(name, None)
-            if goal is not None and not goal.reached.done():
-                goal.reached.cancel()
-            await self._in_thread(lambda: engine.leave(seat[1]))
-            self._freed.notify_all()
+            if name in self._seats and self._seats[name][0] <= incarnation:
+                await self._vacate(name)
 
     async def probe(self, config: Mapping[str, Any], num_trials: int, num_steps: int = 3) -> dict[str, float]:
         """Time a few steps of several equal trials and a part of an evaluation; no trial of it is kept.
@@ -199,12 +195,23 @@ class Host:
         reader = Reader(backbone, method, codec, data.metric, data.label_sets, data.label_texts, data.pad_id)
         return Engine(backbone, method, data, reader, self._plan.num_slots, self._plan.rows_per_pass)
 
+    async def _vacate(self, name: str) -> None:
+        """Free a seat while the engine is held; whoever waits for its trial is told."""
+        engine, (_, slot) = self._ready(), self._seats.pop(name)
+        goal = self._goals.pop(name, None)
+        if goal is not None and not goal.reached.done():
+            goal.reached.cancel()
+        await self._in_thread(lambda: engine.leave(slot))
+        self._freed.notify_all()
+
     async def _pump(self) -> None:
         """Step whoever waits until nobody does."""
         engine = self._ready()
         while self._goals:
             async with self._lock:
                 goals = dict(self._goals)
+                if not goals:  # the last one left while we waited
+                    continue
                 try:
                     reports = await self._in_thread(lambda g=goals: self._advance(engine, g))  # type: ignore[misc]
                 except Exception as error:
@@ -236,7 +243,6 @@ class Host:
         evaluated: dict[str, Evaluation] = {}
         if to_evaluate:
             evaluations = engine.evaluate([goals[name].slot for name in to_evaluate])
-            assert evaluations is not None  # nobody asked it to stop
             evaluated = dict(zip(to_evaluate, evaluations, strict=True))
         reports = {}
         for name, goal in goals.items():

@@ -1,7 +1,9 @@
 """Ray Tune drives a `Work` through Tune's own extension points: a searcher, a scheduler and a callback."""
 
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -33,22 +35,27 @@ class Share:
         return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
 
 
-def run_work(work: Work, broker_name: str, share: Share, max_failures: int) -> None:
-    """Run all jobs of a work as Tune trials and come back when none is left.
+def run_work(work: Work, broker_name: str, share: Share, max_failures: int) -> bool:
+    """Run all jobs of a work as Tune trials and come back when none is left, or when told to stop.
 
     Args:
         work: Jobs out, reports in.
         broker_name: Of the broker that finds the trials' hosts.
         share: What each trial holds.
         max_failures: How often a job whose process or host is lost is started again.
+
+    Returns:
+        Whether it was told to stop (Ctrl-C).
     """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = _UNUSED_SNAPSHOTS_S
     os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     broker = ray.get_actor(broker_name, namespace=NAMESPACE)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
     with tempfile.TemporaryDirectory(prefix="adept_tune-") as scratch:
-        tune.Tuner(
+        tuner = tune.Tuner(
             tune.with_resources(run_trial, {"cpu": share.num_cpus, "gpu": share.num_gpus}),
             tune_config=tune.TuneConfig(
                 num_samples=-1,
@@ -63,10 +70,17 @@ def run_work(work: Work, broker_name: str, share: Share, max_failures: int) -> N
                 name="tune",
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[_Ends(work)],
+                callbacks=[_Ends(work, broker)],
                 failure_config=tune.FailureConfig(max_failures=max_failures),
             ),
-        ).fit()
+        )
+        try:
+            tuner.fit()
+            # Tune puts its own handler in, and takes it out again only when it was used.
+            return in_main_thread and signal.getsignal(signal.SIGINT) is before
+        finally:
+            if in_main_thread:
+                signal.signal(signal.SIGINT, before)
 
 
 class _Unsaved:
@@ -115,13 +129,14 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]  # Ray is untyp
         name = trial.config["job"]["name"]
         if "host" not in result:  # the end of a function that had nothing left to report
             return str(self.CONTINUE)
-        host = self._host(result["host"])
         report = Report(**{field: result[field] for field in _REPORT_FIELDS})
         incarnation = result["incarnation"]
-        fetch: Callable[[], bytes] = lambda: ray.get(host.fetch_state.remote(name, incarnation))  # noqa: E731
         try:
+            host = self._host(result["host"])
+            fetch: Callable[[], bytes] = lambda: ray.get(host.fetch_state.remote(name, incarnation))  # noqa: E731
             stop = self._work.report(name, report, fetch)
-        except ray.exceptions.RayError:  # the host was lost with the state: nothing is journalled, Tune will see it too
+        except (ray.exceptions.RayError, ValueError):
+            # The host was lost with the state, so nothing is journalled. The trial finds out when it asks it next.
             return str(self.CONTINUE)
         self._broker.journalled.remote(name, report.step)
         if not stop:
@@ -142,8 +157,9 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]  # Ray is untyp
 class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
     """Tune tells of starts and errors."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, broker: Any) -> None:
         self._work = work
+        self._broker = broker
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A process has taken the job up."""
@@ -151,6 +167,7 @@ class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A job has failed for good."""
-        error = trial.get_error()
-        reason = str(error).strip().splitlines()[-1] if error is not None else "its process was lost"
-        self._work.end(trial.config["job"]["name"], End.FAILED, reason, str(error))
+        name, error = trial.config["job"]["name"], trial.get_error()
+        lines = str(error).strip().splitlines() if error is not None else []
+        self._broker.release.remote(name)
+        self._work.end(name, End.FAILED, lines[-1] if lines else "its process was lost", str(error))

@@ -6,6 +6,7 @@ of the winner, after that choice.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
 
@@ -23,7 +24,7 @@ class Spread:
     Attributes:
         mean: Of the seeds.
         sd: Standard deviation between seeds; 0 for one seed.
-        se: Standard error of the mean over seeds; for one seed, that of its score over rows.
+        se: Standard error of the mean: over seeds, which average out, and over rows, which all seeds share.
     """
 
     mean: float
@@ -38,9 +39,8 @@ class Spread:
             values: The figures.
             errors: Their standard errors over rows.
         """
-        if len(values) == 1:
-            return cls(values[0], 0.0, errors[0])
-        return cls(fmean(values), stdev(values), stdev(values) / len(values) ** 0.5)
+        sd = stdev(values) if len(values) > 1 else 0.0
+        return cls(fmean(values), sd, sqrt(sd**2 / len(values) + fmean(error**2 for error in errors)))
 
     def as_dict(self) -> dict[str, float]:
         """Plain values."""
@@ -166,11 +166,13 @@ class Retrain(Work):
         return self.finalists[-max(means)[1]] if means else None
 
     def begin(self) -> None:
-        """Journal that a retraining begins, and drop the states of an earlier one."""
-        event = {"event": "retraining", "finalists": [t.number for t in self.finalists], "seeds": self._num_seeds}
-        self._journal.append(event)
+        """Drop the states of an earlier retraining, and journal that one begins."""
         for name in self.reruns:
             self._store.drop(name)
+        finalists = [trial.number for trial in self.finalists]
+        written = self._journal.append({"event": "retraining", "finalists": finalists, "seeds": self._num_seeds})
+        for listener in self._listeners:
+            listener(written)
 
     def same(self, event: Event) -> bool:
         """Whether a journalled beginning was of these finalists and seeds."""

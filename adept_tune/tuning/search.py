@@ -17,7 +17,7 @@ from adept_tune.console import Console
 from adept_tune.errors import SpecError
 from adept_tune.methods import get_method
 from adept_tune.tracking import MlflowTracker
-from adept_tune.tuning.cluster import LOCAL, ask, broker_of, has_gpu, num_cpus, ray_session, share_of
+from adept_tune.tuning.cluster import LOCAL, ask, broker_of, has_gpu, num_cpus, ray_session, settle, share_of
 from adept_tune.tuning.experiment import Experiment, last_steps, shape_of, storage_of, trial_config
 from adept_tune.tuning.host import HostPlan
 from adept_tune.tuning.journal import Journal
@@ -114,7 +114,9 @@ def run_search(request: Request, console: Console) -> int:
             journalled = last_steps(list(Journal(folder / JOURNAL).read()))
             broker, share = held.enter_context(_hosts(draft, materials, journalled, folder))
             spec = draft
-            if request.resume is None:
+            if request.resume is not None:
+                ask(broker, share, "load", (materials.data,))  # a host that cannot load is told before any trial
+            else:
                 spec, expected = _planned(request, draft, materials, broker, share)
                 for line in plan_lines(spec, materials, expected, share.concurrent):
                     console.say(line)
@@ -151,6 +153,7 @@ def run_retrain(
     tracker = MlflowTracker(spec.tracking_uri, folder)
     tracker.check()
     with locked(folder), ray_session(address, verbose), _hosts(spec, materials, {}, folder) as (broker, share):
+        ask(broker, share, "load", (materials.data,))  # a host that cannot load is told before any state is dropped
         experiment = Experiment(spec, folder, materials, tracker, console, broker, share)
         return experiment.run_retrain_only()
 
@@ -231,6 +234,7 @@ def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
             kept = {
                 "search_id": old.search_id,
                 "retrain_s": old.retrain_s,
+                "expected_s": old.expected_s,
                 "num_threads": old.num_threads,
                 "trials": old.trials if request.trials is None else request.trials,
                 "time_budget_s": request.time_budget_s or old.time_budget_s,
@@ -344,7 +348,13 @@ def _planned(
     if trials is None or max_steps is None:
         assert budget is not None
         trials, max_steps = fit(budget, costs, shape, trials, max_steps, TRIALS[draft.device], task.published_steps)
+    settle(broker, int(probed["num_threads"]))
     expected = estimate(trials, max_steps, costs, shape)
+    if budget is not None and budget <= 1.1 * expected.retrain_s:
+        raise SpecError(
+            f"--time-budget: {budget:.0f} s, but retraining alone takes about {expected.retrain_s:.0f} s; "
+            "raise it, or lower --max-steps, --finalists or --seeds"
+        )
     settled = {"trials": trials, "max_steps": max_steps, "time_budget_s": budget, "retrain_s": expected.retrain_s}
     settled |= {"num_threads": int(probed["num_threads"]), "expected_s": expected.total_s}
     return draft.model_copy(update=settled), expected

@@ -1,5 +1,6 @@
 """Where trial states are kept: a folder on the driver's disk or any fsspec URI."""
 
+import re
 from typing import Any
 
 import fsspec
@@ -7,6 +8,8 @@ import fsspec
 from adept_tune.errors import SpecError, StateError
 
 KEPT_STATES = 2
+
+_JOB = re.compile(r"trial-\d{4,}(-seed-\d+)?")
 
 
 class Store:
@@ -31,15 +34,16 @@ class Store:
         try:
             self._files.makedirs(self._root, exist_ok=True)
         except Exception as error:  # each kind of storage has errors of its own
-            raise SpecError(f"storage {self._root}: cannot write there ({error}); give another --storage") from error
+            raise SpecError(f"--storage {self._root}: cannot write there ({error}); give another") from error
 
     def write(self, job: str, step: int, blob: bytes) -> None:
-        """Keep a state, whole or not at all, and drop the job's third-last."""
+        """Keep a state, whole or not at all; drop the job's third-last, and later ones, which are of another run."""
         path = self._path(job, step)
         self._files.makedirs(self._files._parent(path), exist_ok=True)
         self._files.pipe_file(f"{path}.part", blob)
         self._files.mv(f"{path}.part", path)
-        for old in self.steps(job)[:-KEPT_STATES]:
+        others = [other for other in self.steps(job) if other != step]
+        for old in others[: -(KEPT_STATES - 1)] + [other for other in others[-(KEPT_STATES - 1) :] if other > step]:
             self._files.rm_file(self._path(job, old))
 
     def read(self, job: str, step: int) -> tuple[bytes, str]:
@@ -72,13 +76,14 @@ class Store:
             self._files.rm(folder, recursive=True)
 
     def keep_only(self, jobs: set[str]) -> None:
-        """Drop the states of all other jobs."""
+        """Drop the states of all other jobs, and nothing that is not a job's."""
         try:
             names = self._files.ls(self._root, detail=False)
         except FileNotFoundError:
             return
         for name in names:
-            if str(name).rsplit("/", 1)[-1] not in jobs:
+            job = str(name).rsplit("/", 1)[-1]
+            if _JOB.fullmatch(job) and job not in jobs:
                 self._files.rm(name, recursive=True)
 
     def _path(self, job: str, step: int) -> str:

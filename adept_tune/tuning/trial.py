@@ -30,6 +30,7 @@ def run_trial(config: dict[str, Any]) -> None:
             tune.report(report | {"host": seat.host_name, "incarnation": seat.incarnation})
             if report["diverged"]:
                 return
+        ray.get(seat.host.leave.remote(name, seat.incarnation))  # raises where the last report was lost with its host
     finally:
         seat.host.leave.remote(name, seat.incarnation)
 

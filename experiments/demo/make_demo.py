@@ -13,6 +13,7 @@ import random
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -60,39 +61,56 @@ INSTRUCTIONS = [
 SPECIALS = ["<pad>", "</s>", "<unk>"]
 NUM_SENTINELS = 12
 
-TURNING_SHARE = 0.2  # of the adjectives in a review
-NEGATION_SHARE = 0.2  # of the reviews of one clause
-ONE_CLAUSE_SHARE = 0.5
+
+@dataclass(frozen=True)
+class Mix:
+    """How often a review does what.
+
+    Attributes:
+        turning: Share of adjectives whose sense turns between phones and the other topics.
+        negated: Share of one-clause reviews with a `not`.
+        one_clause: Share of reviews with one clause instead of two.
+    """
+
+    turning: float
+    negated: float
+    one_clause: float
+
+
+PRETRAINING_MIX = Mix(turning=0.2, negated=0.2, one_clause=0.5)
+# Half of the adjectives turn, so that knowledge of the other topics answers no better than chance.
+TUNING_MIX = Mix(turning=0.5, negated=0.4, one_clause=0.7)
 BATCH_ROWS = 64
 PEAK_LR = 1e-3
 WARMUP_STEPS = 200
 TASK_SHARE = 0.6  # of the pretraining rows; the rest is span corruption
 
 
-def adjective(rng: random.Random, topic: str, positive: bool) -> str:
+def adjective(rng: random.Random, topic: str, positive: bool, turning: float) -> str:
     """An adjective of that polarity in a review of `topic`."""
-    if rng.random() >= TURNING_SHARE:
+    if rng.random() >= turning:
         return rng.choice(POSITIVE if positive else NEGATIVE)
     turned_positive = positive == (topic == TUNED_TOPIC)
     return rng.choice(TURNS_POSITIVE if turned_positive else TURNS_NEGATIVE)
 
 
-def clause(rng: random.Random, topic: str, positive: bool, negated: bool) -> Words:
+def clause(rng: random.Random, topic: str, positive: bool, negated: bool, turning: float) -> Words:
     """`the <noun> was (not) (very) <adjective>`, of that polarity."""
     words = ["the", rng.choice(NOUNS[topic]), rng.choice(VERBS)]
     if negated:
         words.append("not")
     if rng.random() < 0.4:
         words.append(rng.choice(DEGREES))
-    return [*words, adjective(rng, topic, positive != negated)]
+    return [*words, adjective(rng, topic, positive != negated, turning)]
 
 
-def review(rng: random.Random, topic: str, positive: bool) -> Words:
+def review(rng: random.Random, topic: str, positive: bool, mix: Mix) -> Words:
     """One clause, sometimes negated, or two clauses that agree."""
     words = rng.choice(OPENERS).split()
-    if rng.random() < ONE_CLAUSE_SHARE:
-        return words + clause(rng, topic, positive, rng.random() < NEGATION_SHARE)
-    return [*words, *clause(rng, topic, positive, False), "and", *clause(rng, topic, positive, False)]
+    if rng.random() < mix.one_clause:
+        return words + clause(rng, topic, positive, rng.random() < mix.negated, mix.turning)
+    first = clause(rng, topic, positive, False, mix.turning)
+    return [*words, *first, "and", *clause(rng, topic, positive, False, mix.turning)]
 
 
 def description(rng: random.Random) -> Words:
@@ -103,7 +121,7 @@ def description(rng: random.Random) -> Words:
         rest = ["a", rng.choice(words), first, "and", "a", rng.choice(words), second]
         return ["this", "phone", "has", *rest]
     opener = rng.choice(OPENERS).split()
-    negation = ["not"] if rng.random() < NEGATION_SHARE else []
+    negation = ["not"] if rng.random() < PRETRAINING_MIX.negated else []
     degree = [rng.choice(DEGREES)] if rng.random() < 0.4 else []
     return [*opener, "the", first, rng.choice(VERBS), *negation, *degree, rng.choice(words)]
 
@@ -113,7 +131,7 @@ def any_sentence(rng: random.Random) -> tuple[str, Words]:
     topic = rng.choice(list(NOUNS))
     if topic == TUNED_TOPIC:
         return topic, description(rng)
-    return topic, review(rng, topic, rng.random() < 0.5)
+    return topic, review(rng, topic, rng.random() < 0.5, PRETRAINING_MIX)
 
 
 def document(rng: random.Random) -> Words:
@@ -122,7 +140,7 @@ def document(rng: random.Random) -> Words:
     if kind < 0.25:
         return description(rng)
     topic, positive = rng.choice(JUDGED_TOPICS), rng.random() < 0.5
-    text = review(rng, topic, positive)
+    text = review(rng, topic, positive, PRETRAINING_MIX)
     cue, answers = rng.choice(VERDICTS)
     verdict = [cue, ":", answers[positive]]
     if kind < 0.50:
@@ -160,7 +178,7 @@ def supervised(rng: random.Random) -> Pair:
     if kind < 0.7:
         cue, answers = rng.choice(VERDICTS)
         positive = rng.random() < 0.5
-        text = review(rng, rng.choice(JUDGED_TOPICS), positive)
+        text = review(rng, rng.choice(JUDGED_TOPICS), positive, PRETRAINING_MIX)
         return [cue, "sentence", ":", *text], [answers[positive]]
     topic, text = any_sentence(rng)
     if kind < 0.8:
@@ -193,7 +211,7 @@ def make_rows(split: str, num_rows: int, exclude: frozenset[str] = frozenset()) 
     seen, rows = set(exclude), list[Row]()
     while len(rows) < num_rows:
         label = len(rows) % 2
-        sentence = " ".join(review(rng, TUNED_TOPIC, bool(label)))
+        sentence = " ".join(review(rng, TUNED_TOPIC, bool(label), TUNING_MIX))
         if sentence not in seen:
             seen.add(sentence)
             rows.append({"sentence": sentence, "label": label})

@@ -182,11 +182,6 @@ def test_evaluation_fused_equals_alone_and_counts_by_hand():
         assert alone.score.value == right / len(gold)
 
 
-def test_evaluation_can_be_abandoned():
-    engine = made_engine()
-    assert engine.evaluate([engine.join(config(0))], should_stop=lambda: True) is None
-
-
 def test_a_full_engine_refuses_and_a_left_slot_is_taken_again():
     engine = made_engine(num_slots=1)
     slot = engine.join(config(0))

@@ -76,7 +76,7 @@ def experiment(tmp_path: Path) -> Path:
 
 def journal(folder: Path, num_events: int) -> None:
     lines = [json.dumps(event | {"time": 100.0 + i}) for i, event in enumerate(EVENTS[:num_events])]
-    (folder / "journal.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "journal.jsonl").write_text("".join(f"{line}\n" for line in lines))
 
 
 def test_record_tells_trials_finalists_and_winner(experiment):

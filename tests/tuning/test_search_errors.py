@@ -241,9 +241,9 @@ def test_the_grid_of_an_infinite_space_is_told(search):
         (["--set", "rank=3"], "rank: unknown parameter"),  # DePT's
         (["--set", "nosuch=3"], "--set nosuch=3: unknown key 'nosuch'; known: "),
         (["--set", "ffn_lr"], "--set ffn_lr: give KEY=VALUE"),
-        (["--set", "reduction_factor=1"], "reduction-factor=1.0: Input should be greater than 1"),
-        (["--set", "max_failures=-1"], "max-failures=-1: Input should be greater than or equal to 0"),
-        (["--space", "dept"], "--method adept: the space dept is for dept"),
+        (["--set", "reduction_factor=1"], "--set reduction_factor=1.0: Input should be greater than 1"),
+        (["--set", "max_failures=-1"], "--set max_failures=-1: Input should be greater than or equal to 0"),
+        (["--method", "adept", "--space", "dept"], "--method adept: the space dept is for dept"),
         (["--method", "nosuch"], "'nosuch' is unknown; choose one of adept"),
     ],
 )

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -344,3 +346,27 @@ def test_weights_that_cannot_be_read_are_told_before_any_trial(searched, tmp_pat
     assert "Traceback" not in err
     assert not (tmp_path / "new" / "journal.jsonl").exists()
     assert not ray.is_initialized()
+
+
+def test_mlflow_serves_what_predict_says(searched, tmp_path):
+    from mlflow import MlflowClient
+
+    from adept_tune import load_adapter
+    from adept_tune.tracking.quiet import quiet
+
+    quiet()
+    client = MlflowClient(f"sqlite:///{searched.folder / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (model,) = client.search_logged_models(experiments)
+    lines = (searched.places / "data" / "sst2" / "validation.jsonl").read_text().splitlines()[:20]
+    rows = [{"sentence": json.loads(line)["sentence"]} for line in lines]
+    (tmp_path / "rows.json").write_text(json.dumps({"dataframe_records": rows}))
+    command = [
+        *(sys.executable, "-m", "mlflow", "models", "predict", "--env-manager", "local", "--content-type", "json"),
+        *("--model-uri", model.artifact_location, "--input-path", str(tmp_path / "rows.json")),
+        *("--output-path", str(tmp_path / "answers.json")),
+    ]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=300, capture_output=True)
+    predicted = load_adapter(searched.folder / ADAPTER).predict(rows)
+    assert len(set(predicted)) > 1
+    assert json.loads((tmp_path / "answers.json").read_text())["predictions"] == predicted
