@@ -71,6 +71,7 @@ class Host:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._lock = asyncio.Lock()
         self._freed = asyncio.Condition(self._lock)
+        self._joined = False  # a trial wants to train that the steps under way do not know of
         self._wanted = 0  # callers that wait for the engine; stepping pauses for them
         self._engine: Engine | None = None
         self._seats: dict[str, tuple[int, int]] = {}  # trial name -> (incarnation, slot)
@@ -124,6 +125,7 @@ class Host:
         slot = self._slot(name, incarnation)
         goal = _Goal(slot, step, evaluate, time.monotonic(), asyncio.get_running_loop().create_future())
         self._goals[name] = goal
+        self._joined = True
         if self._pump_task is None or self._pump_task.done():
             self._pump_task = asyncio.get_running_loop().create_task(self._pump())
         return asdict(await goal.reached)
@@ -210,6 +212,7 @@ class Host:
         while self._goals:
             async with self._lock:
                 goals = dict(self._goals)
+                self._joined = False
                 if not goals:  # the last one left while we waited
                     continue
                 try:
@@ -227,13 +230,13 @@ class Host:
             await asyncio.sleep(0)
 
     def _advance(self, engine: "Engine", goals: Mapping[str, _Goal]) -> dict[str, Report]:
-        """Fused steps until a trial is where it wants to be, or somebody else needs the engine."""
+        """Fused steps until a trial is where it wants to be, another wants to train, or somebody needs the engine."""
         while True:
             there = {name: goal for name, goal in goals.items() if engine.step_of(goal.slot) >= goal.step}
             if there:
                 return self._reports(engine, there)
             engine.step([goal.slot for goal in goals.values()])
-            if self._wanted:
+            if self._wanted or self._joined:
                 return {}
 
     def _reports(self, engine: "Engine", goals: Mapping[str, _Goal]) -> dict[str, Report]:
