@@ -18,6 +18,10 @@ LABEL_STYLES = {"digits": ("0", "1"), "words": ("no", "yes")}
 PROMPT_INIT = "Classify this text is postive or not:"
 SIZE_LIMIT_MIB = 4
 
+pytestmark = pytest.mark.skipif(
+    not (DEMO_DIR / "model").is_dir(), reason="the demonstration is not part of the package yet; see experiments/demo"
+)
+
 
 def rows(split: str) -> list[make_demo.Row]:
     lines = (DEMO_DIR / "data" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
