@@ -334,7 +334,7 @@ def rescale(model: T5ForConditionalGeneration, factor: float) -> None:
     """Multiply the embeddings by `factor` and leave the function unchanged.
 
     Every residual stream is multiplied, which the RMS norms undo, and the decoder's last norm makes up for the tied
-    head. Published T5 embeddings are this large, which is why its useful prompt rates are.
+    head. What changes is how far one step of a prompt learning rate moves a prompt, relative to the embeddings.
     """
     model.shared.weight.mul_(factor)
     model.decoder.final_layer_norm.weight.div_(factor)
@@ -366,8 +366,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--embedding-scale",
         type=float,
-        default=8.0,
-        help="factor on the embeddings after pretraining, function unchanged (default: %(default)s; off: 1)",
+        default=1.0,
+        help="factor on the embeddings after pretraining, function unchanged (default: %(default)s, which is off)",
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     args = parser.parse_args(argv)
