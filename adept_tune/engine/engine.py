@@ -76,6 +76,7 @@ class Engine:
         self._diverged_K = torch.zeros(num_slots, dtype=torch.bool, device=self._device)
         self._loss_K = torch.zeros(num_slots, dtype=torch.float64, device=self._device)
         self._layout = self._new_layout(0, 0)
+        self._prompt_columns_N = self._layout.prompt_columns(self._device)
         self._flat = [self._zeros() for _ in range(3)]
 
     # -- slots ---------------------------------------------------------------------------------------------------
@@ -234,8 +235,7 @@ class Engine:
         gradient_KN = torch.where(finite_K[:, None], gradient_KN, 0.0)
         rates = self._rates(seats)
         old = [flat_KN.index_select(0, index_K) for flat_KN in self._flat]
-        columns_N = self._layout.prompt_columns(self._device)
-        new = adamw(old[0], clip(gradient_KN, rates.clip_norm_K), old[1], old[2], columns_N, rates)
+        new = adamw(old[0], clip(gradient_KN, rates.clip_norm_K), old[1], old[2], self._prompt_columns_N, rates)
         for flat_KN, before_KN, after_KN in zip(self._flat, old, new, strict=True):
             flat_KN[index_K] = torch.where(finite_K[:, None], after_KN, before_KN)
         self._diverged_K[index_K] = ~finite_K
@@ -346,6 +346,7 @@ class Engine:
             return
         before = self._flat
         self._layout = self._new_layout(longest, widest)
+        self._prompt_columns_N = self._layout.prompt_columns(self._device)
         self._flat = [self._zeros() for _ in before]
         for slot, seat in enumerate(self._seats):
             if seat is not None:

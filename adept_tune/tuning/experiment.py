@@ -283,9 +283,7 @@ class Experiment:
             raise KeyboardInterrupt
 
     def _tell(self, event: dict[str, Any]) -> None:
-        written = self._journal.append(event)
-        for listener in self._listeners:
-            listener(written)
+        self._journal.tell(event, self._listeners)
 
 
 def search_events(events: Sequence[Event]) -> list[Event]:

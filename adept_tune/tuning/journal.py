@@ -3,13 +3,14 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from adept_tune.errors import StateError
 
 Event = dict[str, Any]
+Listener = Callable[[Event], None]
 
 
 class Journal:
@@ -38,6 +39,12 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         return stamped
+
+    def tell(self, event: Event, listeners: Iterable[Listener]) -> None:
+        """Write an event, and only then let others know of it."""
+        written = self.append(event)
+        for listener in listeners:
+            listener(written)
 
     def read(self) -> Iterator[Event]:
         """Events in order; nothing where there is no file.

@@ -10,10 +10,10 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
 
-from adept_tune.tuning.journal import Event, Journal
+from adept_tune.tuning.journal import Event, Journal, Listener
 from adept_tune.tuning.samplers import derive_seed
 from adept_tune.tuning.store import Store
-from adept_tune.tuning.study import Listener, TrialRecord, event_fields, report_of
+from adept_tune.tuning.study import TrialRecord, event_fields, report_of
 from adept_tune.tuning.work import End, Job, Report, Work, report_steps
 
 
@@ -170,9 +170,7 @@ class Retrain(Work):
         for name in self.reruns:
             self._store.drop(name)
         finalists = [trial.number for trial in self.finalists]
-        written = self._journal.append({"event": "retraining", "finalists": finalists, "seeds": self._num_seeds})
-        for listener in self._listeners:
-            listener(written)
+        self._journal.tell({"event": "retraining", "finalists": finalists, "seeds": self._num_seeds}, self._listeners)
 
     def same(self, event: Event) -> bool:
         """Whether a journalled beginning was of these finalists and seeds."""
@@ -204,9 +202,7 @@ class Retrain(Work):
 
     def _tell(self, kind: str, name: str, fields: dict[str, Any]) -> None:
         rerun = self.reruns[name]
-        written = self._journal.append({"event": kind, "trial": rerun.trial, "seed": rerun.seed} | fields)
-        for listener in self._listeners:
-            listener(written)
+        self._journal.tell({"event": kind, "trial": rerun.trial, "seed": rerun.seed} | fields, self._listeners)
 
 
 def _rerun(trial: TrialRecord, seed: int, search_seed: int) -> Rerun:

@@ -13,14 +13,12 @@ from typing import Any
 from adept_tune.engine.config import TrialConfig
 from adept_tune.errors import StateError
 from adept_tune.tasks.metrics import Score
-from adept_tune.tuning.journal import Event, Journal
+from adept_tune.tuning.journal import Event, Journal, Listener
 from adept_tune.tuning.rungs import Decision, Rule, standing
 from adept_tune.tuning.samplers import Proposer
 from adept_tune.tuning.space import Params
 from adept_tune.tuning.store import Store
 from adept_tune.tuning.work import End, Job, Report, Work, report_steps
-
-Listener = Callable[[Event], None]
 
 
 @dataclass
@@ -277,9 +275,7 @@ class Study(Work):
             self._proposer.ended(record.number, None, pruned=False)
 
     def _tell(self, event: Event) -> None:
-        written = self._journal.append(event)
-        for listener in self._listeners:
-            listener(written)
+        self._journal.tell(event, self._listeners)
 
 
 def _number(name: str) -> int:
