@@ -5,10 +5,10 @@ all trials that take part, then one optimizer update for all of them. No operati
 each trial's gradient is what it would be alone. The engine knows neither Ray nor MLflow.
 
 Shape legend: K trials of a pass, B rows of the widest batch, S source tokens, T target tokens, D embedding width,
-R bottleneck width, N flat columns of a trial's tensors, P rows of the pass.
+R bottleneck width, N flat columns of a trial's tensors, P rows of the pass, J pieces of a pass.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from adept_tune.backbones.base import Backbone
 from adept_tune.engine.config import TrialConfig
+from adept_tune.engine.memory import ran_out, release
 from adept_tune.engine.optimizer import Rates, adamw, clip
 from adept_tune.engine.order import batch_rows
-from adept_tune.engine.reading import Evaluation, Reader, Trained
+from adept_tune.engine.reading import Evaluation, Halted, Reader, Trained, never
 from adept_tune.engine.state import TrialState
 from adept_tune.errors import MethodError
 from adept_tune.methods.base import Method, Sizes, Stacking
@@ -42,6 +43,25 @@ class _Seat:
     loss_count: int
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """What one pass takes of a trial's batch: all of it, unless that is more than a pass holds.
+
+    Attributes:
+        trial: Number of the trial among those of the step.
+        seat: Its seat.
+        rows: Rows of the training split.
+        first: Number of the first of them in the batch; dropout depends on it.
+        num_tokens: Target tokens of the whole batch, over which the loss is averaged.
+    """
+
+    trial: int
+    seat: _Seat
+    rows: NDArray[np.int64]
+    first: int
+    num_tokens: int
+
+
 class Engine:
     """Slots, steps, evaluation and trial states on one device.
 
@@ -51,8 +71,13 @@ class Engine:
         data: The task's tokens.
         reader: Answers for a stack of trained tensors; shared with prediction, so scores agree.
         num_slots: Trials that can be in at once.
-        rows_per_pass: Most rows fused in one forward and backward; None fuses all.
+        rows_per_pass: Most rows in one forward and backward; None fuses all. Halved whenever the device runs out of
+            memory; a batch of more rows is split, and its gradients are summed.
         dtype: Of trained tensors, gradients and moments.
+        widest: Longest prompt and widest bottleneck to make room for from the start. Room made later moves numbers to
+            other columns, which changes the rounding of sums over them: with all room made, a step depends on nothing
+            that was here before.
+        halted: Asked between two passes; where it says yes, a step or an evaluation is given up.
     """
 
     def __init__(
@@ -64,6 +89,8 @@ class Engine:
         num_slots: int,
         rows_per_pass: int | None = None,
         dtype: torch.dtype = torch.float32,
+        widest: tuple[int, int] = (0, 0),
+        halted: Callable[[], bool] = never,
     ) -> None:
         self.backbone = backbone
         self.method = method
@@ -71,11 +98,12 @@ class Engine:
         self.rows_per_pass = rows_per_pass
         self._reader = reader
         self._dtype = dtype
+        self._halted = halted
         self._device = backbone.device
         self._seats: list[_Seat | None] = [None] * num_slots
         self._diverged_K = torch.zeros(num_slots, dtype=torch.bool, device=self._device)
         self._loss_K = torch.zeros(num_slots, dtype=torch.float64, device=self._device)
-        self._layout = self._new_layout(0, 0)
+        self._layout = self._new_layout(*widest)
         self._prompt_columns_N = self._layout.prompt_columns(self._device)
         self._flat = [self._zeros() for _ in range(3)]
 
@@ -152,18 +180,17 @@ class Engine:
     # -- training ------------------------------------------------------------------------------------------------
 
     def step(self, slots: Sequence[int]) -> None:
-        """One optimizer step of each trial in the given slots.
+        """One optimizer step of each trial in the given slots: all of them, or, where it raises, none.
 
         Args:
             slots: Different slots, each with a trial that has steps left.
+
+        Raises:
+            Halted: It was given up.
         """
         seats = [self._seat(slot) for slot in slots]
         index_K = torch.tensor(slots, device=self._device)
-        gradient_KN = torch.zeros(len(slots), self._layout.num_columns, dtype=self._dtype, device=self._device)
-        loss_K = torch.zeros(len(slots), dtype=self._dtype, device=self._device)
-        for group in self._passes(seats):
-            chosen = slice(group.start, group.stop)
-            loss_K[chosen], gradient_KN[chosen] = self._backward(seats[chosen], index_K[chosen])
+        loss_K, gradient_KN = self._gradients(seats, index_K)
         self._update(seats, index_K, loss_K, gradient_KN)
         for seat in seats:
             seat.step += 1
@@ -177,11 +204,14 @@ class Engine:
 
         Returns:
             One evaluation a slot, in order.
+
+        Raises:
+            Halted: It was given up.
         """
         seats = [self._seat(slot) for slot in slots]
         with torch.no_grad():
             trained = self._trained(self._flat[0][torch.tensor(slots, device=self._device)], seats)
-            return self._reader.evaluate(trained, self.data.validation)
+            return self._reader.evaluate(trained, self.data.validation, self._halted)
 
     def evaluate_sample(self, slots: Sequence[int]) -> float:
         """Evaluate on a sample of the validation rows, to learn what it costs.
@@ -203,31 +233,65 @@ class Engine:
         (evaluation,) = self._reader.evaluate(trained, getattr(self.data, split))
         return evaluation
 
-    def _passes(self, seats: Sequence[_Seat]) -> Iterator[range]:
-        """Consecutive trials whose rows fit in one pass; a trial that does not fit alone gets a pass of its own."""
-        start, rows = 0, 0
-        for i, seat in enumerate(seats):
-            if self.rows_per_pass is not None and i > start and rows + seat.config.batch_size > self.rows_per_pass:
-                yield range(start, i)
-                start, rows = i, 0
-            rows += seat.config.batch_size
-        yield range(start, len(seats))
+    def _gradients(self, seats: Sequence[_Seat], index_K: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses `(K,)` and gradients `(K, N)` of a step; out of memory, they are computed anew in smaller passes."""
+        while True:
+            loss_K = torch.zeros(len(seats), dtype=self._dtype, device=self._device)
+            gradient_KN = torch.zeros(len(seats), self._layout.num_columns, dtype=self._dtype, device=self._device)
+            num_rows = 0
+            try:
+                for pieces in self._passes(seats):
+                    if self._halted():
+                        raise Halted
+                    num_rows = sum(len(piece.rows) for piece in pieces)
+                    trial_J = torch.tensor([piece.trial for piece in pieces], device=self._device)
+                    loss_J, gradient_JN = self._backward(pieces, index_K[trial_J])
+                    loss_K.index_add_(0, trial_J, loss_J)
+                    gradient_KN.index_add_(0, trial_J, gradient_JN)
+                return loss_K, gradient_KN
+            except Exception as error:
+                if num_rows < 2 or not ran_out(error):
+                    raise
+            self.rows_per_pass = num_rows // 2
+            release(self._device)
 
-    def _backward(self, seats: Sequence[_Seat], index_K: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses `(K,)` and gradients `(K, N)` of one pass."""
-        batch = self._batch(seats)
-        leaf_KN = self._flat[0].index_select(0, index_K).requires_grad_()
-        trained = self._trained(leaf_KN, seats)
+    def _passes(self, seats: Sequence[_Seat]) -> Iterator[list[_Piece]]:
+        """Consecutive trials whose rows fit in one pass."""
+        pieces: list[_Piece] = []
+        rows = 0
+        for piece in self._pieces(seats):
+            if pieces and self.rows_per_pass is not None and rows + len(piece.rows) > self.rows_per_pass:
+                yield pieces
+                pieces, rows = [], 0
+            pieces.append(piece)
+            rows += len(piece.rows)
+        yield pieces
+
+    def _pieces(self, seats: Sequence[_Seat]) -> Iterator[_Piece]:
+        """Every trial's batch, in pieces that a pass holds; no two of a trial fit one pass together."""
+        train = self.data.train
+        for trial, seat in enumerate(seats):
+            config = seat.config
+            rows = batch_rows(config.data_seed, seat.step, config.batch_size, len(train.labels))
+            num_tokens = int(train.targets[config.labels].lengths[rows].sum())
+            most = min(len(rows), self.rows_per_pass or len(rows))
+            for first in range(0, len(rows), most):
+                yield _Piece(trial, seat, rows[first : first + most], first, num_tokens)
+
+    def _backward(self, pieces: Sequence[_Piece], index_J: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses `(J,)` and gradients `(J, N)` of one pass."""
+        batch = self._batch(pieces)
+        leaf_JN = self._flat[0].index_select(0, index_J).requires_grad_()
+        trained = self._trained(leaf_JN, [piece.seat for piece in pieces])
         embeds_PSD, mask_PS = self._reader.embed(
-            trained, batch.ids_KBS, batch.mask_KBS, batch.row_P, self._keep(seats, batch)
+            trained, batch.ids_JBS, batch.mask_JBS, batch.row_P, self._keep(pieces, batch)
         )
         nll_PT = self.backbone.target_nll(embeds_PSD, mask_PS, batch.target_PT, batch.target_mask_PT)
-        tokens_P = batch.target_mask_PT.sum(1)
-        of_trial = torch.zeros(len(seats), dtype=self._dtype, device=self._device)
-        nll_K = of_trial.index_add(0, batch.trial_P, nll_PT.sum(1).to(self._dtype))
-        loss_K = nll_K / of_trial.index_add(0, batch.trial_P, tokens_P.to(self._dtype))
-        (gradient_KN,) = torch.autograd.grad(loss_K.sum(), leaf_KN)
-        return loss_K.detach(), gradient_KN
+        tokens_J = torch.tensor([piece.num_tokens for piece in pieces], dtype=self._dtype, device=self._device)
+        nll_J = torch.zeros_like(tokens_J).index_add(0, batch.piece_P, nll_PT.sum(1).to(self._dtype))
+        loss_J = nll_J / tokens_J
+        (gradient_JN,) = torch.autograd.grad(loss_J.sum(), leaf_JN)
+        return loss_J.detach(), gradient_JN
 
     def _update(self, seats: Sequence[_Seat], index_K: Tensor, loss_K: Tensor, gradient_KN: Tensor) -> None:
         """Clip and update; a trial whose loss or gradient is not finite keeps its numbers and is marked."""
@@ -259,53 +323,47 @@ class Engine:
             clip_norm_K=column(c.clip_norm or float("inf") for c in configs),
         )
 
-    def _keep(self, seats: Sequence[_Seat], batch: "_Batch") -> Tensor | None:
+    def _keep(self, pieces: Sequence[_Piece], batch: "_Batch") -> Tensor | None:
         """Dropout factors of a pass, or None where no trial drops anything."""
+        seats = [piece.seat for piece in pieces]
         if not self.method.has_dropout or all(seat.config.dropout == 0 for seat in seats):
             return None
         return keep_factors(
             torch.tensor([seat.config.seed for seat in seats], device=self._device),
             torch.tensor([seat.step for seat in seats], device=self._device),
+            torch.tensor([piece.first for piece in pieces], device=self._device),
             torch.tensor([seat.config.dropout for seat in seats], dtype=self._dtype, device=self._device),
-            batch.ids_KBS.shape[1],
-            batch.ids_KBS.shape[2],
+            batch.ids_JBS.shape[1],
+            batch.ids_JBS.shape[2],
             max(seat.sizes.width for seat in seats),
         )
 
-    def _batch(self, seats: Sequence[_Seat]) -> "_Batch":
-        train = self.data.train
-        rows = [
-            batch_rows(seat.config.data_seed, seat.step, seat.config.batch_size, len(train.labels)) for seat in seats
-        ]
-        sizes = [len(chosen) for chosen in rows]
-        flat_rows = np.concatenate(rows)
-        trial_P = np.repeat(np.arange(len(seats)), sizes)
-        ids_PS, mask_PS = pad(train.sources, flat_rows, self.data.pad_id)
-        # A ragged stack is padded to (K, B) for the adapters and read back row by row for the backbone.
+    def _batch(self, pieces: Sequence[_Piece]) -> "_Batch":
+        sizes = [len(piece.rows) for piece in pieces]
+        flat_rows = np.concatenate([piece.rows for piece in pieces])
+        piece_P = np.repeat(np.arange(len(pieces)), sizes)
+        ids_PS, mask_PS = pad(self.data.train.sources, flat_rows, self.data.pad_id)
+        # A ragged stack is padded to (J, B) for the adapters and read back row by row for the backbone.
         widest = max(sizes)
-        row_P = np.concatenate([k * widest + np.arange(size) for k, size in enumerate(sizes)])
-        ids_KBS = np.full((len(seats) * widest, ids_PS.shape[1]), self.data.pad_id, dtype=np.int64)
-        mask_KBS = np.zeros(ids_KBS.shape, dtype=bool)
-        ids_KBS[row_P], mask_KBS[row_P] = ids_PS, mask_PS
-        target_PT, target_mask_PT = self._targets(seats, rows)
-        shape = (len(seats), widest, ids_PS.shape[1])
+        row_P = np.concatenate([j * widest + np.arange(size) for j, size in enumerate(sizes)])
+        ids_JBS = np.full((len(pieces) * widest, ids_PS.shape[1]), self.data.pad_id, dtype=np.int64)
+        mask_JBS = np.zeros(ids_JBS.shape, dtype=bool)
+        ids_JBS[row_P], mask_JBS[row_P] = ids_PS, mask_PS
+        target_PT, target_mask_PT = self._targets(pieces)
+        shape = (len(pieces), widest, ids_PS.shape[1])
         return _Batch(
-            self._tensor(ids_KBS).view(shape),
-            self._tensor(mask_KBS).view(shape),
+            self._tensor(ids_JBS).view(shape),
+            self._tensor(mask_JBS).view(shape),
             self._tensor(row_P) if len(set(sizes)) > 1 else None,
-            self._tensor(trial_P),
+            self._tensor(piece_P),
             self._tensor(target_PT),
             self._tensor(target_mask_PT),
         )
 
-    def _targets(
-        self, seats: Sequence[_Seat], rows: Sequence[NDArray[np.int64]]
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def _targets(self, pieces: Sequence[_Piece]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Target tokens of a pass; trials may differ in the texts of their labels."""
-        padded = [
-            pad(self.data.train.targets[seat.config.labels], chosen, self.data.pad_id)
-            for seat, chosen in zip(seats, rows, strict=True)
-        ]
+        targets = self.data.train.targets
+        padded = [pad(targets[piece.seat.config.labels], piece.rows, self.data.pad_id) for piece in pieces]
         longest = max(ids.shape[1] for ids, _ in padded)
         widths = [((0, 0), (0, longest - ids.shape[1])) for ids, _ in padded]
         ids = [np.pad(ids, w, constant_values=self.data.pad_id) for (ids, _), w in zip(padded, widths, strict=True)]
@@ -378,11 +436,11 @@ class Engine:
 
 @dataclass(frozen=True)
 class _Batch:
-    """The rows of one pass. `row_P` picks the real rows out of `(K, B)`; None where every trial has B of them."""
+    """The rows of one pass. `row_P` picks the real rows out of `(J, B)`; None where every piece has B of them."""
 
-    ids_KBS: Tensor
-    mask_KBS: Tensor
+    ids_JBS: Tensor
+    mask_JBS: Tensor
     row_P: Tensor | None
-    trial_P: Tensor
+    piece_P: Tensor
     target_PT: Tensor
     target_mask_PT: Tensor

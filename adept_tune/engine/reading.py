@@ -5,7 +5,7 @@ Training, validation, the test and prediction all go through `Reader`, so what w
 Shape legend: K trials, B rows of each, S source tokens, P rows of a pass (all trials), D embedding width, L labels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,9 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adept_tune.backbones.base import Backbone
+from adept_tune.engine.memory import ran_out, release
 from adept_tune.methods.base import Method, Sizes, Stacking
 from adept_tune.tasks.metrics import Score, parse_label, score
 from adept_tune.tasks.tokens import Ragged, TokenSplit, pad
+
+
+class Halted(Exception):  # noqa: N818  # no error: somebody asked for it
+    """A step or an evaluation was given up between two passes; nothing of it is kept."""
+
+
+def never() -> bool:
+    """Nobody asks to halt."""
+    return False
 
 
 class Codec(Protocol):
@@ -76,7 +86,8 @@ class Reader:
         label_sets: Token ids of every label text, by style.
         label_texts: The texts, by style.
         pad_id: Token that fills short rows.
-        tokens_per_pass: Most source tokens of all trials together in one evaluation pass.
+        tokens_per_pass: Most source tokens of all trials together in one evaluation pass. Halved whenever the device
+            runs out of memory.
     """
 
     def __init__(
@@ -133,13 +144,27 @@ class Reader:
         return embeds_PSD, mask_PS
 
     @torch.no_grad()
-    def evaluate(self, trained: Trained, split: TokenSplit) -> list[Evaluation]:
-        """Score every trial of a stack on a split."""
+    def evaluate(self, trained: Trained, split: TokenSplit, halted: Callable[[], bool] = never) -> list[Evaluation]:
+        """Score every trial of a stack on a split.
+
+        Args:
+            trained: The stack.
+            split: The rows.
+            halted: Asked between two passes; where it says yes, the evaluation is given up.
+
+        Raises:
+            Halted: It was given up.
+        """
         num_trials, num_rows = len(trained.labels), len(split.labels)
         texts = np.empty((num_trials, num_rows), dtype=object)
         loss = np.empty((num_trials, num_rows))
-        for rows in self._chunks(split.sources, num_trials, trained):
+
+        def answer(rows: NDArray[np.int64]) -> None:
+            if halted():
+                raise Halted
             texts[:, rows], loss[:, rows] = self._answers(trained, split, rows)
+
+        self._in_chunks(trained, split.sources, answer)
         gold = split.labels.tolist()
         return [
             Evaluation(
@@ -154,9 +179,27 @@ class Reader:
     def decode(self, trained: Trained, sources: Ragged) -> list[list[str]]:
         """Greedy texts of every trial of a stack, `[trial][row]`."""
         texts = np.empty((len(trained.labels), len(sources)), dtype=object)
-        for rows in self._chunks(sources, len(trained.labels), trained):
+
+        def answer(rows: NDArray[np.int64]) -> None:
             texts[:, rows] = self._greedy(trained, self._read(trained, sources, rows), len(rows))
+
+        self._in_chunks(trained, sources, answer)
         return [list(row) for row in texts]
+
+    def _in_chunks(self, trained: Trained, sources: Ragged, answer: Callable[[NDArray[np.int64]], None]) -> None:
+        """Answer all rows, a pass at a time; out of memory, all over again in smaller passes."""
+        while True:
+            num_rows = 0
+            try:
+                for rows in self._chunks(sources, len(trained.labels), trained):
+                    num_rows = len(rows)
+                    answer(rows)
+                return
+            except Exception as error:
+                if num_rows < 2 or not ran_out(error):
+                    raise
+            self._tokens_per_pass //= 2
+            release(self._backbone.device)
 
     def _chunks(self, sources: Ragged, num_trials: int, trained: Trained) -> list[NDArray[np.int64]]:
         """Rows of similar length together, as many as a pass holds."""

@@ -21,13 +21,20 @@ def _mix(word: Tensor) -> Tensor:
 
 
 def keep_factors(
-    seed_K: Tensor, step_K: Tensor, probability_K: Tensor, num_rows: int, num_tokens: int, width: int
+    seed_K: Tensor,
+    step_K: Tensor,
+    first_K: Tensor,
+    probability_K: Tensor,
+    num_rows: int,
+    num_tokens: int,
+    width: int,
 ) -> Tensor:
     """Factors that drop a bottleneck unit with its trial's probability and scale the rest.
 
     Args:
         seed_K: Int64, the trials' seeds, below 2**32.
         step_K: Int64, the steps the trials are at.
+        first_K: Int64, number of the first row in the trial's batch; not 0 where a batch is read in pieces.
         probability_K: Float, chance that a unit is dropped, in [0, 1).
         num_rows: Rows of the widest batch.
         num_tokens: Tokens of the longest row, without prompts.
@@ -38,7 +45,8 @@ def keep_factors(
     """
     device = seed_K.device
     key_K = _mix(_mix(seed_K & _WORD) ^ step_K)
-    key_KB = _mix(key_K[:, None] ^ _mix(torch.arange(num_rows, device=device) + 0x9E3779B9))
+    row_KB = first_K[:, None] + torch.arange(num_rows, device=device)
+    key_KB = _mix(key_K[:, None] ^ _mix(row_KB + 0x9E3779B9))
     key_KBS = _mix(key_KB[..., None] ^ _mix(torch.arange(num_tokens, device=device) + 0x3C6EF372))
     word_KBSR = _mix(key_KBS[..., None] ^ _mix(torch.arange(width, device=device) + 0x1B873593))
     threshold_K = (probability_K.double() * 2**32).to(torch.int64)

@@ -20,7 +20,8 @@ SEEDS, STEPS, CHANCES = [3, 3, 2**32 - 1, 0], [0, 7, 29_999, 1], [0.1, 0.5, 0.25
 
 
 def keep(seeds: list[int], steps: list[int], chances: list[float], *shape: int, dtype=torch.float64) -> Tensor:
-    return keep_factors(torch.tensor(seeds), torch.tensor(steps), torch.tensor(chances, dtype=dtype), *shape)
+    first = torch.zeros(len(seeds), dtype=torch.int64)
+    return keep_factors(torch.tensor(seeds), torch.tensor(steps), first, torch.tensor(chances, dtype=dtype), *shape)
 
 
 def dropped(seed: int, step: int, chance: float, *shape: int) -> Tensor:
@@ -33,6 +34,14 @@ def mixed_slowly(word: int) -> int:
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         word = ((word ^ (word >> shift)) * factor) % 2**32
     return word ^ (word >> 16)
+
+
+@given(first=st.integers(0, 5), rows=st.integers(1, 6))
+@settings(max_examples=20, deadline=None)
+def test_mask_of_a_piece_of_a_batch_is_that_of_the_whole(first: int, rows: int) -> None:
+    whole = keep([5], [2], [0.4], 12, 4, 6)
+    one = torch.tensor([5]), torch.tensor([2]), torch.tensor([first]), torch.tensor([0.4], dtype=torch.float64)
+    assert torch.equal(keep_factors(*one, rows, 4, 6), whole[:, first : first + rows])
 
 
 @given(trial=st.integers(0, 3), rows=st.integers(1, 6), tokens=st.integers(1, 9), width=st.integers(1, 7))

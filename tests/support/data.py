@@ -55,7 +55,9 @@ def made_data(num_train: int = 40, num_validation: int = 24) -> TaskData:
     )
 
 
-def made_engine(method: str = "adept", num_slots: int = 6, dtype=None, rows_per_pass=None, model=None) -> Engine:
+def made_engine(
+    method: str = "adept", num_slots: int = 6, dtype=None, rows_per_pass=None, model=None, **options
+) -> Engine:
     """An engine over a tiny T5 and the made task."""
     import torch
 
@@ -74,4 +76,4 @@ def made_engine(method: str = "adept", num_slots: int = 6, dtype=None, rows_per_
         data.label_texts,
         data.pad_id,
     )
-    return Engine(backbone, get_method(method), data, reader, num_slots, rows_per_pass, dtype)
+    return Engine(backbone, get_method(method), data, reader, num_slots, rows_per_pass, dtype, **options)

@@ -1,0 +1,132 @@
+"""Out of memory, or told to halt: a step is done in smaller passes or not at all, and nothing of it is lost."""
+
+import numpy as np
+import pytest
+import torch
+
+from adept_tune.engine.memory import ran_out
+from adept_tune.engine.reading import Halted
+from tests.engine.test_engine import config
+from tests.support.data import made_engine
+
+TRIALS = [
+    config(0, dropout=0.2, batch_size=8, prompt_length=5, width=2),
+    config(1, dropout=0.1, batch_size=3, prompt_length=0, width=4),
+    config(2, dropout=0.3, batch_size=7, prompt_length=2, width=1, labels="words"),
+]
+MESSAGES = [
+    "DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes",
+    "DefaultCPUAllocator: can't allocate memory",
+]
+
+
+class Cramped:
+    """A backbone that has memory for some rows of a pass only.
+
+    Args:
+        engine: Whose backbone.
+        most: Rows that fit.
+        method: Which of its methods runs out.
+        error: What is raised then.
+    """
+
+    def __init__(self, engine, most: int, method: str, error: Exception) -> None:
+        self.most, self.error, self.seen = most, error, []
+        self._call = getattr(engine.backbone, method)
+        setattr(engine.backbone, method, self)
+
+    def __call__(self, embeds, *others):
+        self.seen.append(len(embeds))
+        if len(embeds) > self.most:
+            raise self.error
+        return self._call(embeds, *others)
+
+
+def advance(engine, slots, num_steps=5):
+    for _ in range(num_steps):
+        engine.step(slots)
+    return [engine.state(slot) for slot in slots]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), *map(RuntimeError, MESSAGES)]
+)
+@pytest.mark.parametrize("most", [17, 8, 5, 1])
+def test_a_step_that_does_not_fit_is_done_in_smaller_passes(most, error):
+    roomy, cramped = made_engine(dtype=torch.float64), made_engine(dtype=torch.float64)
+    expected = advance(roomy, [roomy.join(trial) for trial in TRIALS])
+    backbone = Cramped(cramped, most, "target_nll", error)
+    found = advance(cramped, [cramped.join(trial) for trial in TRIALS])
+    for state, other in zip(found, expected, strict=True):
+        assert state.loss_sum == pytest.approx(other.loss_sum, abs=1e-9)
+        for name, tensor in state.tensors.items():
+            torch.testing.assert_close(tensor, other.tensors[name], rtol=0, atol=1e-8)
+    failed = [rows for rows in backbone.seen if rows > most]
+    assert failed
+    assert backbone.seen[-1] <= most
+    assert len(failed) <= 5  # what it has learnt it keeps
+
+
+def test_one_row_that_does_not_fit_is_an_error_and_changes_nothing():
+    engine = made_engine()
+    slots = [engine.join(trial) for trial in TRIALS]
+    before = [engine.state(slot).to_bytes() for slot in slots]
+    Cramped(engine, 0, "target_nll", torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.step(slots)
+    assert [engine.state(slot).to_bytes() for slot in slots] == before
+
+
+def test_another_error_is_not_taken_for_it():
+    engine = made_engine()
+    slots = [engine.join(trial) for trial in TRIALS]
+    backbone = Cramped(engine, 0, "target_nll", RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        engine.step(slots)
+    assert len(backbone.seen) == 1
+    assert engine.rows_per_pass is None
+    assert not ran_out(ValueError("not enough memory"))
+
+
+@pytest.mark.parametrize("most", [60, 9])
+def test_an_evaluation_that_does_not_fit_is_done_in_smaller_parts(most):
+    engine = made_engine()
+    slots = [engine.join(trial) for trial in TRIALS]
+    expected = engine.evaluate(slots)
+    backbone = Cramped(engine, most, "read", torch.OutOfMemoryError("CUDA out of memory"))
+    found = engine.evaluate(slots)
+    assert [evaluation.texts for evaluation in found] == [evaluation.texts for evaluation in expected]
+    np.testing.assert_allclose([e.loss for e in found], [e.loss for e in expected], atol=1e-5)
+    assert max(backbone.seen) > most
+    assert backbone.seen[-1] <= most
+
+
+def test_rows_of_a_batch_in_pieces_equal_the_batch():
+    whole, pieces = made_engine(dtype=torch.float64), made_engine(dtype=torch.float64, rows_per_pass=3)
+    for one, other in zip(*(advance(e, [e.join(trial) for trial in TRIALS]) for e in (whole, pieces)), strict=True):
+        for name, tensor in one.tensors.items():
+            torch.testing.assert_close(tensor, other.tensors[name], rtol=0, atol=1e-8)
+
+
+def test_a_halted_step_or_evaluation_changes_nothing():
+    engine = made_engine(rows_per_pass=4)
+    slots = [engine.join(trial) for trial in TRIALS]
+    advance(engine, slots, 2)
+    before = [engine.state(slot).to_bytes() for slot in slots]
+    asked = []
+    engine._halted = lambda: asked.append(True) or len(asked) > 2
+    with pytest.raises(Halted):
+        engine.step(slots)
+    assert len(asked) == 3  # after two passes of this step
+    with pytest.raises(Halted):
+        engine.evaluate(slots)
+    assert [engine.state(slot).to_bytes() for slot in slots] == before
+
+
+def test_with_all_room_made_a_step_is_bitwise_the_same_whoever_was_here_before():
+    fresh, used = (made_engine(widest=(9, 6)) for _ in range(2))
+    wide = used.join(config(5, prompt_length=9, width=6))
+    used.step([wide])
+    used.leave(wide)
+    blobs = [advance(engine, [engine.join(TRIALS[0])])[0].to_bytes() for engine in (fresh, used)]
+    assert blobs[0] == blobs[1]
