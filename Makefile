@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-TASK ?= cola
+TASK ?= demo
 ARGS ?=
 
 .PHONY: search test check lint types install clean

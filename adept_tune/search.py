@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, search, and give the exit code: 0 done, 2 bad input, 3 no trial finished, 130 interrupted."""
+    """Parse, search, and give the exit code: 0 done, 1 disk full, 2 bad input, 3 no trial finished, 130 interrupted."""
     arguments = parser().parse_args(argv)
 
     def run() -> int:
@@ -33,12 +33,12 @@ def parser() -> argparse.ArgumentParser:
         description="Search the hyper-parameters of ADePT (or prompt tuning, DePT) for one task on one frozen model.",
     )
     what = p.add_argument_group("what")
-    what.add_argument("--task", required=True, help="name of a task, e.g. cola, sst2, mrpc, rte")
+    what.add_argument("--task", required=True, help="name of a task: cola, sst2, mrpc, rte, or demo, which is embedded")
     what.add_argument("--method", help="adept, dept or prompt-tuning (default: the space's, else adept)")
     what.add_argument("--model", help="Hub name or folder (default google-t5/t5-base with a GPU, t5-small without)")
     what.add_argument("--data-dir", type=Path, help="folder with TASK/SPLIT.{jsonl,csv,tsv,parquet} (default: the Hub)")
     what.add_argument("--labels", choices=["digits", "words"], help="label texts (default digits, as published)")
-    what.add_argument("--space", help="name or .yaml file of a search space (default: the method's)")
+    what.add_argument("--space", help="name or .yaml file of a search space (default: METHOD-TASK, else METHOD)")
     effort = p.add_argument_group("how much")
     effort.add_argument("--trials", type=int, help="configurations to try (default: what fits the time budget)")
     effort.add_argument("--max-steps", type=int, help="optimizer steps of a full trial (default: what fits)")

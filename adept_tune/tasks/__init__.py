@@ -16,7 +16,8 @@ _GLUE = "nyu-mll/glue"
 _TRAIN_AND_VALIDATION = {"train": "train", "validation": "validation"}  # GLUE's test labels are not public
 _DIGITS = ("0", "1")
 
-# Row counts: facts/adept.md section 3. Plateaus and lengths of the published runs: sections 2.3 and 2.4.
+# Row counts, plateaus and lengths of the published runs: facts/adept.md sections 3, 2.3 and 2.4. The demonstration is
+# our own: experiments/demo.
 TASKS: dict[str, Task] = {
     "cola": Task(
         name="cola",
@@ -65,6 +66,20 @@ TASKS: dict[str, Task] = {
         num_rows={"train": 2_490, "validation": 138, "test": 139},
         plateau_steps=3_000,
         published_steps=30_000,
+    ),
+    "demo": Task(
+        name="demo",
+        packaged="demo/data",
+        model="demo/model",
+        columns=("sentence",),
+        template="sentence: {sentence}",
+        label_sets={"digits": _DIGITS, "words": ("no", "yes")},
+        split_rule="official",
+        metric="accuracy",
+        max_source_length=32,
+        num_rows={"train": 3_000, "validation": 600, "test": 1_500},
+        published_steps=300,
+        demonstration=True,
     ),
 }
 

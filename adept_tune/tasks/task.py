@@ -55,6 +55,7 @@ class Task:
         metric: A key of `metrics.METRICS`.
         hub: Where the rows lie on the Hub; None if they are not there.
         packaged: Folder inside the package that holds the official splits as files; None if they do not ship.
+        model: Folder inside the package that holds the model the task was made for; None if there is none.
         label_column: Column with the label, an int or a string of digits.
         max_source_length: In tokens, the end-of-sequence token included.
         num_rows: Expected rows of train, validation and test after the split rule; None if unknown.
@@ -74,6 +75,7 @@ class Task:
     metric: str
     hub: HubDataset | None = None
     packaged: str | None = None
+    model: str | None = None
     label_column: str = "label"
     max_source_length: int = 256
     num_rows: Mapping[str, int] | None = None

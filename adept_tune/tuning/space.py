@@ -171,8 +171,11 @@ class SearchSpace:
 
     def num_parameters(self, params: Params) -> int:
         """Trained numbers of a point."""
-        config = self.config(params)
-        return self.method.num_parameters(config.sizes(self.d_model, self.source_length))
+        return self.method.num_parameters(self.sizes(params))
+
+    def sizes(self, params: Params) -> Sizes:
+        """Sizes of a point."""
+        return self.config(params).sizes(self.d_model, self.source_length)
 
     def shown(self, params: Params) -> Params:
         """A point as people see it: with the derived width, by the method's name for it."""
@@ -220,6 +223,11 @@ def space_folders() -> list[Path]:
     """Where named spaces are looked for: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     return [package / "search_spaces", package.parent / "search_spaces"]
+
+
+def is_space(name: str) -> bool:
+    """Whether there is a space of that name."""
+    return any((folder / f"{name}.yaml").is_file() for folder in space_folders())
 
 
 def find_space(name: str) -> Path:

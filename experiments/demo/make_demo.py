@@ -79,7 +79,7 @@ class Mix:
 
 PRETRAINING_MIX = Mix(turning=0.2, negated=0.2, one_clause=0.5)
 # Half of the adjectives turn, so that knowledge of the other topics answers no better than chance.
-TUNING_MIX = Mix(turning=0.5, negated=0.4, one_clause=0.7)
+TUNING_MIX = Mix(turning=0.5, negated=0.2, one_clause=0.5)
 BATCH_ROWS = 64
 PEAK_LR = 1e-3
 WARMUP_STEPS = 200
@@ -366,8 +366,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--embedding-scale",
         type=float,
-        default=1.0,
-        help="factor on the embeddings after pretraining, function unchanged (default: %(default)s, which is off)",
+        default=8.0,
+        help="factor on the embeddings after pretraining, function unchanged (default: %(default)s)",
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     args = parser.parse_args(argv)

@@ -18,11 +18,6 @@ LABEL_STYLES = {"digits": ("0", "1"), "words": ("no", "yes")}
 PROMPT_INIT = "Classify this text is postive or not:"
 SIZE_LIMIT_MIB = 4
 
-pytestmark = pytest.mark.skipif(
-    not (DEMO_DIR / "model").is_dir(), reason="the demonstration is not part of the package yet; see experiments/demo"
-)
-
-
 def rows(split: str) -> list[make_demo.Row]:
     lines = (DEMO_DIR / "data" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
@@ -155,7 +150,7 @@ def test_frozen_model_is_at_chance_without_tuning(style: str, split: str) -> Non
     scores = []
     with torch.no_grad():
         for ids in label_ids:
-            logits = backbone()(**encoded, labels=ids.expand(num_rows, -1)).logits.log_softmax(-1)
+            logits = backbone()(**encoded, labels=ids.repeat(num_rows, 1)).logits.log_softmax(-1)
             scores.append(logits.gather(-1, ids.expand(num_rows, -1).unsqueeze(-1)).sum((1, 2)))
     guesses = torch.stack(scores).argmax(0)
     accuracy = (guesses == torch.tensor([row["label"] for row in rows(split)])).float().mean().item()
