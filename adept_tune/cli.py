@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from adept_tune.errors import AdeptError
+from adept_tune.errors import AdeptError, StorageError
 
-DONE, BAD_INPUT, NOTHING_FINISHED, INTERRUPTED = 0, 2, 3, 130
+DONE, STOPPED, BAD_INPUT, NOTHING_FINISHED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def treat_termination_as_interrupt() -> None:
@@ -26,13 +26,13 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """Run a command; bad input becomes one message and exit code 2, an interrupt exit code 130."""
+    """Run a command; bad input becomes one message and exit code 2, a full disk 1, an interrupt 130."""
     treat_termination_as_interrupt()
     try:
         return run()
     except AdeptError as error:
         print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return STOPPED if isinstance(error, StorageError) else BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted; what was done is kept", file=sys.stderr)
         return INTERRUPTED

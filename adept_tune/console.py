@@ -127,6 +127,8 @@ class Console:
         if kind == "ended":
             self._running.pop(name, None)
             return f"{name}: {event['state']} at step {event['step']} ({event['reason']})"
+        if kind == "trouble":
+            return f"{name}: {event['what']}"
         if kind == "tested":
             return f"{name}: test {metric} {event['score']:.4f}"
         return None

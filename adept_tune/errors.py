@@ -38,5 +38,9 @@ class StateError(AdeptError):
     """A stored file that is missing, damaged, or belongs to something else."""
 
 
+class StorageError(AdeptError):
+    """A disk or an object store that does not take what must be kept."""
+
+
 class TrackingError(AdeptError):
     """A tracking server that does not answer."""

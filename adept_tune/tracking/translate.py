@@ -188,6 +188,13 @@ def _ended(event: Event, info: SearchInfo) -> Write:
     )
 
 
+def _trouble(event: Event, info: SearchInfo) -> Write:
+    """Something that a trial went on from: the latest as a tag, each whole story in a file of its own."""
+    error, time_ms = event.get("error"), _time_ms(event)
+    texts = {f"trouble-{time_ms}.txt": str(error)} if error else {}
+    return Write(_key(event), time_ms, tags=as_tags({"trouble": event["what"]}), texts=texts)
+
+
 def _retrain_started(event: Event, info: SearchInfo) -> Write:
     params = {**event.get("params", {}), "seed": int(event["seed"])}
     if event.get("num_parameters") is not None:
@@ -222,9 +229,11 @@ KINDS: dict[str, Callable[[Event, SearchInfo], Write | None]] = {
     "reported": _reported,
     "decided": _decided,
     "ended": _ended,
+    "trouble": _trouble,
     "retrain_started": _retrain_started,
     "retrain_reported": _reported,
     "retrain_ended": _ended,
+    "retrain_trouble": _trouble,
     "tested": _tested,
     "winner": _winner,
     "finished": _finished,

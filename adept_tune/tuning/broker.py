@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from adept_tune.tuning.host import Host, HostPlan
+from adept_tune.tuning.host import Host, HostPlan, Saved
 from adept_tune.tuning.store import Store
+from adept_tune.tuning.work import Progress
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -29,6 +30,7 @@ class Seat:
         incarnation: How often the trial has been started before.
         step: Step of the state it goes on from.
         blob: That state; None starts it.
+        reported: Its last journalled report; nothing up to there is reported again.
     """
 
     host: "ActorHandle[Any]"
@@ -36,6 +38,7 @@ class Seat:
     incarnation: int
     step: int
     blob: bytes | None
+    reported: int
 
 
 def broker_name(search_id: str) -> str:
@@ -51,34 +54,54 @@ class Broker:
         plan: What a host loads.
         data: Reference to the task's tokens, in a list so that Ray passes it on unread.
         storage: Where the trials' states are kept.
-        journalled: Job name to the last step that its journal holds.
+        progress: What the journal says of each job.
     """
 
     def __init__(
-        self, search_id: str, plan: HostPlan, data: list[Any], storage: str, journalled: dict[str, int]
+        self, search_id: str, plan: HostPlan, data: list[Any], storage: str, progress: dict[str, Progress]
     ) -> None:
         self._search_id = search_id
         self._plan = plan
         self._data = data[0]
         self._store = Store(storage)
-        self._journalled = dict(journalled)
+        self._progress = dict(progress)
+        self._refused: set[tuple[str, int]] = set()
         self._incarnations: dict[str, int] = {}
         self._hosts: dict[str, tuple[str, Any]] = {}
         self._made = 0
         self._seated: dict[str, Any] = {}
+        self._closed: set[str] = set()
         self._making: dict[str, asyncio.Lock] = {}  # by device, so that hosts load side by side
 
     async def admit(self, job: str, node_id: str, gpu: str | None) -> Seat:
-        """A host on the caller's device, and the state its job goes on from."""
+        """A host on the caller's device, and the state its job goes on from.
+
+        Raises:
+            RuntimeError: The job has failed for good.
+        """
+        if job in self._closed:
+            raise RuntimeError(f"{job} has failed for good")
         host_name, host = await self.host(node_id, gpu)
         incarnation = self._incarnations[job] = self._incarnations.get(job, -1) + 1
         old = self._seated.get(job)
         if old is not None and old is not host:
             old.leave.remote(job, incarnation)  # its process is gone, or it would not be here
         self._seated[job] = host
-        step = self._journalled.get(job, 0)
-        blob = self._store.read(job, step)[0] if step else None
-        return Seat(host, host_name, incarnation, step, blob)
+        progress = self._progress.get(job, Progress())
+        step, blob = self._newest(job, progress.saved)
+        return Seat(host, host_name, incarnation, step, blob, progress.reported)
+
+    def refuse(self, job: str, step: int) -> str:
+        """A state is damaged: never give it out again. Returns where it lies."""
+        self._refused.add((job, step))
+        return self._store.place(job, step)
+
+    async def halt(self) -> list[Saved]:
+        """Let all hosts stop training; gives the trials that were on their way."""
+        answers = await asyncio.gather(
+            *(host.halt.remote() for _, host in self._hosts.values()), return_exceptions=True
+        )
+        return [saved for answer in answers if isinstance(answer, list) for saved in answer]
 
     async def host(self, node_id: str, gpu: str | None) -> tuple[str, Any]:
         """The loaded host of a device, made where there is none or where it has died."""
@@ -108,8 +131,9 @@ class Broker:
             self._hosts[device] = name, host
             return name, host
 
-    def release(self, job: str) -> None:
-        """A job has failed for good: its seat, if its process left one behind, is free."""
+    def close(self, job: str) -> None:
+        """A job has failed for good: it is admitted no more, and its seat, if it left one behind, is free."""
+        self._closed.add(job)
         host = self._seated.pop(job, None)
         if host is not None:
             host.leave.remote(job, self._incarnations[job])
@@ -120,4 +144,11 @@ class Broker:
 
     def journalled(self, job: str, step: int) -> None:
         """The driver has journalled a report; from now on the job goes on from there."""
-        self._journalled[job] = step
+        self._progress[job] = Progress(step, step)
+
+    def _newest(self, job: str, newest: int) -> tuple[int, bytes | None]:
+        """The newest state that is there, not refused, and no newer than the journal says; 0 and None for none."""
+        for step in reversed(self._store.steps(job)):
+            if step <= newest and (job, step) not in self._refused:
+                return step, self._store.read(job, step)[0]
+        return 0, None

@@ -17,6 +17,7 @@ from adept_tune.tuning.broker import NAMESPACE, Broker, broker_name
 from adept_tune.tuning.host import HostPlan
 from adept_tune.tuning.ray_tune import Share
 from adept_tune.tuning.trial import ask_host
+from adept_tune.tuning.work import Progress
 
 LOCAL = "local"
 
@@ -84,7 +85,7 @@ def _part(whole: float, parts: int) -> float:
 
 
 @contextmanager
-def broker_of(search_id: str, plan: HostPlan, data: Any, storage: str, journalled: dict[str, int]) -> Iterator[str]:
+def broker_of(search_id: str, plan: HostPlan, data: Any, storage: str, progress: dict[str, Progress]) -> Iterator[str]:
     """The search's broker on this node, for the time of a block; gives its name."""
     name = broker_name(search_id)
     node_id = ray.get_runtime_context().get_node_id()
@@ -96,7 +97,7 @@ def broker_of(search_id: str, plan: HostPlan, data: Any, storage: str, journalle
             num_cpus=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         )
-        .remote(search_id, plan, [ray.put(data)], storage, journalled)
+        .remote(search_id, plan, [ray.put(data)], storage, progress)
     )
     try:
         yield name

@@ -1,5 +1,6 @@
 """A search with its folder, its record and its hosts: search, retrain, test, export."""
 
+import contextlib
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +13,12 @@ from adept_tune.adapter import save_adapter
 from adept_tune.console import Console, Outlook, shown
 from adept_tune.engine.config import TrialConfig
 from adept_tune.engine.state import TrialState
+from adept_tune.errors import StorageError
 from adept_tune.tasks import Task
 from adept_tune.tasks.metrics import direction
 from adept_tune.tracking import MlflowTracker, SearchInfo, Tracker, git_commit, versions
 from adept_tune.tuning.cluster import ask, forget
+from adept_tune.tuning.interrupt import Interrupt
 from adept_tune.tuning.journal import Event, Journal
 from adept_tune.tuning.materials import Materials
 from adept_tune.tuning.plan import Shape
@@ -28,7 +31,7 @@ from adept_tune.tuning.space import Params, SearchSpace
 from adept_tune.tuning.spec import ADAPTER, JOURNAL, SPEC, STATES, SearchSpec
 from adept_tune.tuning.store import Store
 from adept_tune.tuning.study import Study, TrialRecord, trial_name
-from adept_tune.tuning.work import End
+from adept_tune.tuning.work import End, Progress, Work
 
 
 class Experiment:
@@ -67,6 +70,7 @@ class Experiment:
         self._store = Store(storage_of(spec, folder))
         self._listeners = (tracker.record, console.event)
         self._begun = monotonic()
+        self._interrupt = Interrupt()
 
     def run(self) -> int:
         """Search, retrain, test, export; whatever the journal says is done already is not done again.
@@ -117,9 +121,13 @@ class Experiment:
         self.console.begin(record, self._outlook())
         state = "FAILED"
         try:
-            code = phase()
+            with self._interrupt.heeded():
+                code = phase()
             state = "FINISHED" if code == 0 else "FAILED"
             return code
+        except StorageError:
+            state = "INTERRUPTED"
+            raise
         except KeyboardInterrupt:
             state = "INTERRUPTED"
             self.console.end()
@@ -127,7 +135,8 @@ class Experiment:
             raise
         finally:
             self.console.end()
-            self._tell({"event": "finished", "state": state})
+            with contextlib.suppress(StorageError):  # what stopped the search stops this as well
+                self._tell({"event": "finished", "state": state})
             for line in self.tracker.close(state):
                 self.console.say(f"warning: {line}")
 
@@ -136,7 +145,7 @@ class Experiment:
         deadline = None if budget is None else self._begun + budget - 1.1 * self.spec.retrain_s
         study = self.study(lambda: deadline is not None and monotonic() > deadline)
         study.replay(search_events(self._events))
-        interrupted = run_work(study, self._broker, self._share, self.spec.max_failures)
+        interrupted = self._run(study)
         running = [record.name for record in study.trials.values() if record.state is None]
         self._end_interrupted(study, running, interrupted)
         counts = ", ".join(f"{count} {end}" for end, count in study.counts().items() if count)
@@ -150,7 +159,7 @@ class Experiment:
             study: The search phase, over.
             events: Of the journal, from which a retraining of the same finalists and seeds goes on.
         """
-        finalists = study.best(self.spec.finalists)
+        finalists = self._contenders(study)
         if not finalists:
             self.console.say("No trial came to an evaluation; the trials' ends above say why.")
             return 3
@@ -163,7 +172,7 @@ class Experiment:
         else:
             retrain.begin()
             forget(self._broker, list(retrain.reruns))
-        interrupted = run_work(retrain, self._broker, self._share, self.spec.max_failures)
+        interrupted = self._run(retrain)
         running = [name for name, rerun in retrain.reruns.items() if rerun.state is None]
         self._end_interrupted(retrain, running, interrupted)
         winner = retrain.winner(self._maximize)
@@ -175,6 +184,22 @@ class Experiment:
         self._store.keep_only({trial.name for trial in finalists} | set(retrain.reruns) | unfinished)
         return 0
 
+    def _contenders(self, study: Study) -> list[TrialRecord]:
+        """The finalists, and behind them the space's first point, to see what searching has gained."""
+        best = study.best(self.spec.finalists)
+        first = study.trials.get(0) if self.materials.space.points else None
+        if first is not None and first not in best and first in study.best(len(study.trials)):
+            best.append(first)
+        return best
+
+    def _baseline(self, retrain: Retrain) -> TrialRecord | None:
+        """The space's first point, where it was retrained."""
+        there = self.materials.space.points and retrain.validation(0) is not None
+        return next((trial for trial in retrain.finalists if trial.number == 0), None) if there else None
+
+    def _run(self, work: Work) -> bool:
+        return run_work(work, self._broker, self._share, self.spec.max_failures, self._interrupt)
+
     def _conclude(self, retrain: Retrain, winner: TrialRecord) -> None:
         """Read the test half once with each seed of the winner, export, tell."""
         seeds = retrain.finished(winner.number)
@@ -185,22 +210,32 @@ class Experiment:
         test = Spread.of([score for score, _ in tested], [error for _, error in tested])
         best = max(seeds, key=self._sign)
         self._export(winner, best, retrain.tested[best.job.name], validation, test)
-        self._tell(
-            {
-                "event": "winner",
-                "trial": winner.number,
-                "seed": best.seed,
-                "params": winner.params,
-                "validation": validation.as_dict(),
-                "test": test.as_dict(),
-            }
-        )
+        event = {
+            "event": "winner",
+            "trial": winner.number,
+            "seed": best.seed,
+            "params": winner.params,
+            "validation": validation.as_dict(),
+            "test": test.as_dict(),
+        }
+        if not retrain.crowned:
+            self._tell(event | self._compared(retrain, winner))
         self.tracker.log_adapter(self.folder / ADAPTER, self.materials.task.columns)
         page, *plots = write_report(self.folder)
         for path in (page, *plots):
             self.tracker.log_artifact(path, "report")
         self.console.end()
         self._show_result(retrain, winner, best, test)
+
+    def _compared(self, retrain: Retrain, winner: TrialRecord) -> dict[str, Any]:
+        """What an event says of the baseline; nothing where there is none."""
+        baseline = self._baseline(retrain)
+        if baseline is None:
+            return {}
+        validation, gain = retrain.validation(baseline.number), retrain.gain(winner.number, baseline.number)
+        fields: dict[str, Any] = {"trial": baseline.number, "params": baseline.params}
+        fields |= {"validation": validation.as_dict()} if validation else {}
+        return {"baseline": fields | ({"gain": gain.as_dict()} if gain else {})}
 
     def _test(self, retrain: Retrain, seeds: Sequence[Rerun]) -> None:
         """Read the test half once with each of the given seeds."""
@@ -246,22 +281,40 @@ class Experiment:
     def _show_result(self, retrain: Retrain, winner: TrialRecord, best: Rerun, test: Spread) -> None:
         say, metric = self.console.say, self.materials.task.metric
         say()
+        if self.materials.task.demonstration:
+            say("A demonstration: these figures show the machinery and say nothing of the methods.")
         rows = []
         for trial in retrain.finalists:
             spread = retrain.validation(trial.number)
             value = f"{spread.mean:.4f} ± {spread.se:.4f}" if spread else "did not finish"
-            rows.append([f"trial {trial.number}", value, shown(trial.params)])
+            role = " (the space's first point)" if trial is self._baseline(retrain) else ""
+            rows.append([f"trial {trial.number}{role}", value, shown(trial.params)])
         self.console.table(["finalist", f"validation {metric} (mean ± s.e.)", "configuration"], rows)
         say()
         say(
             f"Winner: trial {winner.number}. Test {metric} over {len(retrain.finished(winner.number))} seeds: "
             f"mean {test.mean:.4f}, standard deviation {test.sd:.4f}, standard error (seeds and rows) {test.se:.4f}."
         )
+        say(self._comparison(retrain, winner))
         say(f"Exported seed {best.seed}, the best on validation: {self.folder / ADAPTER}")
         say(f"Report:   {self.folder / REPORT}")
         say(f"Predict:  python -m adept_tune.predict --adapter {self.folder / ADAPTER} --text '...'")
         if isinstance(self.tracker, MlflowTracker):
             say(f"Look:     {self.tracker.view_hint}")
+
+    def _comparison(self, retrain: Retrain, winner: TrialRecord) -> str:
+        baseline = self._baseline(retrain)
+        if baseline is None:
+            return "The space's first point was not retrained, so there is nothing to compare the winner with."
+        if baseline is winner:
+            return "The winner is the space's first point: searching found nothing better."
+        gain = retrain.gain(winner.number, baseline.number)
+        if gain is None:
+            return "Winner and first point share no finished seed, so they cannot be compared."
+        return (
+            f"Against the space's first point (trial {baseline.number}): {gain.mean:+.4f} ± {gain.se:.4f} on "
+            "validation, mean and standard error of the differences seed by seed."
+        )
 
     def _outlook(self) -> Outlook:
         task = self.materials.task
@@ -291,17 +344,19 @@ def search_events(events: Sequence[Event]) -> list[Event]:
     return [event for event in events if event["event"] in ("proposed", "reported", "decided", "ended")]
 
 
-def last_steps(events: Sequence[Event]) -> dict[str, int]:
-    """Job name to the last step that a journal holds of it; a retraining that was begun anew starts at nothing."""
-    steps: dict[str, int] = {}
+def progress_of(events: Sequence[Event]) -> dict[str, Progress]:
+    """Job name to how far a journal says it has come; a retraining that was begun anew starts at nothing."""
+    progress: dict[str, Progress] = {}
     for event in events:
-        if event["event"] == "reported":
-            steps[trial_name(event["trial"])] = event["step"]
-        elif event["event"] == "retrain_reported":
-            steps[rerun_name(event["trial"], event["seed"])] = event["step"]
-        elif event["event"] == "retraining":
-            steps = {name: step for name, step in steps.items() if "seed" not in name}
-    return steps
+        kind = event["event"].removeprefix("retrain_")
+        if kind == "retraining":
+            progress = {name: known for name, known in progress.items() if "seed" not in name}
+        elif kind in ("reported", "saved"):
+            trial, step = event["trial"], event["step"]
+            name = rerun_name(trial, event["seed"]) if "seed" in event else trial_name(trial)
+            reported = step if kind == "reported" else progress.get(name, Progress()).reported
+            progress[name] = Progress(reported, step)
+    return progress
 
 
 def trial_config(spec: SearchSpec, space: SearchSpace, params: Params, number: int) -> TrialConfig:
@@ -318,7 +373,8 @@ def trial_config(spec: SearchSpec, space: SearchSpace, params: Params, number: i
 
 def shape_of(spec: SearchSpec, task: Task) -> Shape:
     """What the cost of a spec depends on besides trials and steps."""
-    return Shape(spec.scheduler, task.plateau_steps, spec.reduction_factor, spec.finalists, spec.seeds, spec.seed)
+    retrained = spec.finalists + bool(spec.space["points"])
+    return Shape(spec.scheduler, task.plateau_steps, spec.reduction_factor, retrained, spec.seeds, spec.seed)
 
 
 def storage_of(spec: SearchSpec, folder: Path) -> str:

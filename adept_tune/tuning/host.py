@@ -5,6 +5,7 @@ when told to, so that this module can be imported by processes that need neither
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ class HostPlan:
         num_slots: Trials at once.
         rows_per_pass: Most rows fused in one forward and backward; None fuses all.
         num_threads: Threads of torch on a CPU.
+        widest: Longest prompt and widest bottleneck that the trials can have.
     """
 
     backbone: Mapping[str, Any]
@@ -44,6 +46,22 @@ class HostPlan:
     num_slots: int
     rows_per_pass: int | None
     num_threads: int
+    widest: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A trial that was stopped on its way.
+
+    Attributes:
+        name: Of the trial.
+        step: Where it stands; not reported yet.
+        blob: Its state there.
+    """
+
+    name: str
+    step: int
+    blob: bytes
 
 
 @dataclass
@@ -77,6 +95,7 @@ class Host:
         self._seats: dict[str, tuple[int, int]] = {}  # trial name -> (incarnation, slot)
         self._goals: dict[str, _Goal] = {}
         self._pump_task: asyncio.Task[None] | None = None
+        self._halt = threading.Event()
 
     async def load(self, data: "TaskData") -> None:
         """Load the backbone and make the engine, once.
@@ -135,7 +154,22 @@ class Host:
         engine = self._ready()
         async with self._taking():
             slot = self._slot(name, incarnation)
-            return await self._in_thread(lambda: engine.state(slot).to_bytes())
+            return await self._in_thread(lambda: self._blob(engine, slot))
+
+    async def halt(self) -> list[Saved]:
+        """Train no more, and give the states of the trials that were on their way to a report.
+
+        A step is given up between two passes and an evaluation between two parts of it. A trial whose report has been
+        made is left out: it goes on from the state of the last report that the search has taken.
+        """
+        self._halt.set()
+        engine = self._ready()
+        async with self._taking():
+            on_their_way = [(name, goal) for name, goal in self._goals.items() if not goal.reached.done()]
+            return [
+                Saved(name, engine.step_of(goal.slot), await self._in_thread(lambda g=goal: self._blob(engine, g.slot)))  # type: ignore[misc]
+                for name, goal in on_their_way
+            ]
 
     async def leave(self, name: str, incarnation: int) -> None:
         """Free a trial's slot; nothing where it has none, or has been superseded."""
@@ -195,7 +229,20 @@ class Host:
         method = get_method(self._plan.method)
         codec = TokenizerCodec(load_tokenizer(info))
         reader = Reader(backbone, method, codec, data.metric, data.label_sets, data.label_texts, data.pad_id)
-        return Engine(backbone, method, data, reader, self._plan.num_slots, self._plan.rows_per_pass)
+        return Engine(
+            backbone,
+            method,
+            data,
+            reader,
+            self._plan.num_slots,
+            self._plan.rows_per_pass,
+            widest=self._plan.widest,
+            halted=self._halt.is_set,
+        )
+
+    @staticmethod
+    def _blob(engine: "Engine", slot: int) -> bytes:
+        return engine.state(slot).to_bytes()
 
     async def _vacate(self, name: str) -> None:
         """Free a seat while the engine is held; whoever waits for its trial is told."""
@@ -209,35 +256,40 @@ class Host:
     async def _pump(self) -> None:
         """Step whoever waits until nobody does."""
         engine = self._ready()
-        while self._goals:
+        while self._goals and not self._halt.is_set():
             async with self._lock:
                 goals = dict(self._goals)
                 self._joined = False
                 if not goals:  # the last one left while we waited
                     continue
-                try:
-                    reports = await self._in_thread(lambda g=goals: self._advance(engine, g))  # type: ignore[misc]
-                except Exception as error:
-                    for name, goal in goals.items():
-                        self._goals.pop(name, None)
-                        if not goal.reached.done():
-                            goal.reached.set_exception(error)
-                    continue
-                for name, report in reports.items():
+                outcomes = await self._in_thread(lambda g=goals: self._advance(engine, g))  # type: ignore[misc]
+                for name, outcome in outcomes.items():
                     goal = self._goals.pop(name)
-                    if not goal.reached.done():
-                        goal.reached.set_result(report)
+                    if goal.reached.done():
+                        continue
+                    if isinstance(outcome, Report):
+                        goal.reached.set_result(outcome)
+                    else:
+                        goal.reached.set_exception(outcome)
             await asyncio.sleep(0)
 
-    def _advance(self, engine: "Engine", goals: Mapping[str, _Goal]) -> dict[str, Report]:
-        """Fused steps until a trial is where it wants to be, another wants to train, or somebody needs the engine."""
-        while True:
-            there = {name: goal for name, goal in goals.items() if engine.step_of(goal.slot) >= goal.step}
+    def _advance(self, engine: "Engine", goals: Mapping[str, _Goal]) -> dict[str, Report | Exception]:
+        """Fused steps until a trial is where it wants to be or has failed, another wants to train, or somebody needs
+        the engine."""
+        while not self._halt.is_set():
+            there = {name: goal for name, goal in goals.items() if self._over(engine, goal)}
             if there:
-                return self._reports(engine, there)
-            engine.step([goal.slot for goal in goals.values()])
-            if self._wanted or self._joined:
-                return {}
+                return _each(there, lambda some: self._reports(engine, some))
+            failed = _each(goals, lambda some: _step(engine, some))
+            if failed or self._wanted or self._joined:
+                return failed
+        return {}
+
+    @staticmethod
+    def _over(engine: "Engine", goal: _Goal) -> bool:
+        """Whether a trial is where it wants to be, or will never be; asking that of a GPU would hold it up."""
+        at_once = engine.backbone.device.type == "cpu"
+        return engine.step_of(goal.slot) >= goal.step or (at_once and engine.diverged(goal.slot))
 
     def _reports(self, engine: "Engine", goals: Mapping[str, _Goal]) -> dict[str, Report]:
         """What trials that reached their step have to tell; those to be evaluated are evaluated together."""
@@ -276,6 +328,31 @@ class Host:
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+def _each(
+    goals: Mapping[str, _Goal], do: Callable[[Mapping[str, _Goal]], Mapping[str, Report]]
+) -> dict[str, Report | Exception]:
+    """Do something for all trials together, and where that raises for each alone, so that only the guilty one fails.
+
+    What is done must change nothing where it raises.
+    """
+    from adept_tune.engine.reading import Halted
+
+    try:
+        return dict(do(goals))
+    except Halted:
+        return {}
+    except Exception as error:
+        if len(goals) == 1:
+            return dict.fromkeys(goals, error)
+    return {name: outcome for name, goal in goals.items() for outcome in _each({name: goal}, do).values()}
+
+
+def _step(engine: "Engine", goals: Mapping[str, _Goal]) -> dict[str, Report]:
+    """One fused step; it has nothing to report."""
+    engine.step([goal.slot for goal in goals.values()])
+    return {}
 
 
 class _Taking:

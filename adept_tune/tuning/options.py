@@ -10,7 +10,12 @@ from adept_tune.methods import METHODS
 from adept_tune.tuning.space import COMMON, Value
 
 # `--set` keys that are not settings of a trial, with their kind.
-OPTIONS: dict[str, type] = {"reduction_factor": float, "rows_per_pass": int, "max_failures": int}
+OPTIONS: dict[str, type] = {
+    "reduction_factor": float,
+    "rows_per_pass": int,
+    "max_failures": int,
+    "num_threads": int,
+}
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 

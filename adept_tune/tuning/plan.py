@@ -29,7 +29,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the cost of a search depends on besides trials and steps."""
+    """What the cost of a search depends on besides trials and steps; `finalists` are all that are retrained."""
 
     scheduler: Scheduler
     plateau_steps: int | None

@@ -1,22 +1,30 @@
 """Ray Tune drives a `Work` through Tune's own extension points: a searcher, a scheduler and a callback."""
 
 import os
-import signal
+import re
 import tempfile
-import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import ray
 from ray import tune
-from ray.tune import Callback
+from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from adept_tune.errors import StorageError
 from adept_tune.tuning.broker import NAMESPACE
+from adept_tune.tuning.interrupt import Interrupt
 from adept_tune.tuning.trial import run_trial
 from adept_tune.tuning.work import End, Report, Work
+
+T = TypeVar("T")
+
+_LONGEST_CAUSE = 300
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 _REPORT_FIELDS = [field.name for field in fields(Report)]
 _UNUSED_SNAPSHOTS_S = "1e9"  # Tune's own snapshots; ours is the journal
@@ -35,32 +43,66 @@ class Share:
         return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
 
 
-def run_work(work: Work, broker_name: str, share: Share, max_failures: int) -> bool:
+class _Reins:
+    """What ends a work early: somebody's wish, or a disk that takes no more.
+
+    Attributes:
+        fault: Why nothing more could be written; None while it could.
+        saved: Whether what was on its way has been saved.
+    """
+
+    def __init__(self, interrupt: Interrupt) -> None:
+        self._interrupt = interrupt
+        self.fault: StorageError | None = None
+        self.saved = False
+
+    @property
+    def pulled(self) -> bool:
+        """Whether to stop."""
+        return self._interrupt.asked or self.fault is not None
+
+    def write(self, call: Callable[[], T], otherwise: T) -> T:
+        """Do what writes to journal or store; Tune would take an error of theirs for one of the trial's."""
+        if self.fault is not None:
+            return otherwise
+        try:
+            return call()
+        except StorageError as error:
+            self.fault = error
+            return otherwise
+
+
+def run_work(work: Work, broker_name: str, share: Share, max_failures: int, interrupt: Interrupt) -> bool:
     """Run all jobs of a work as Tune trials and come back when none is left, or when told to stop.
 
     Args:
         work: Jobs out, reports in.
         broker_name: Of the broker that finds the trials' hosts.
         share: What each trial holds.
-        max_failures: How often a job whose process or host is lost is started again.
+        max_failures: How often a job whose process or host is lost is started again; losing a whole node does not
+            count.
+        interrupt: Watched for a wish to stop.
 
     Returns:
-        Whether it was told to stop (Ctrl-C).
+        Whether it was told to stop (Ctrl-C); the states of what was running are saved.
+
+    Raises:
+        StorageError: The journal or the store could not be written.
     """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = _UNUSED_SNAPSHOTS_S
     os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours saves the trials' states first
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     broker = ray.get_actor(broker_name, namespace=NAMESPACE)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT)
-    with tempfile.TemporaryDirectory(prefix="adept_tune-") as scratch:
+    reins = _Reins(interrupt)
+    with tempfile.TemporaryDirectory(prefix="adept_tune-") as scratch, interrupt.watched():
         tuner = tune.Tuner(
             tune.with_resources(run_trial, {"cpu": share.num_cpus, "gpu": share.num_gpus}),
             tune_config=tune.TuneConfig(
                 num_samples=-1,
-                search_alg=_Jobs(work, broker_name),
-                scheduler=_Decisions(work, broker),
+                search_alg=_Jobs(work, broker_name, reins),
+                scheduler=_Decisions(work, broker, reins),
                 max_concurrent_trials=share.concurrent,
                 reuse_actors=True,
                 trial_name_creator=lambda trial: str(trial.config["job"]["name"]),
@@ -70,17 +112,15 @@ def run_work(work: Work, broker_name: str, share: Share, max_failures: int) -> b
                 name="tune",
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[_Ends(work, broker)],
-                failure_config=tune.FailureConfig(max_failures=max_failures),
+                stop=_Stop(reins),
+                callbacks=[_Ends(work, broker, reins, max_failures)],
+                failure_config=tune.FailureConfig(max_failures=-1),  # `_Ends` counts
             ),
         )
-        try:
-            tuner.fit()
-            # Tune puts its own handler in, and takes it out again only when it was used.
-            return in_main_thread and signal.getsignal(signal.SIGINT) is before
-        finally:
-            if in_main_thread:
-                signal.signal(signal.SIGINT, before)
+        tuner.fit()
+    if reins.fault is not None:
+        raise reins.fault
+    return interrupt.asked
 
 
 class _Unsaved:
@@ -90,17 +130,32 @@ class _Unsaved:
         return {}
 
 
+class _Stop(_Unsaved, Stopper):  # type: ignore[misc]  # Ray is untyped here
+    """Tune asks whether to stop everything."""
+
+    def __init__(self, reins: _Reins) -> None:
+        self._reins = reins
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether somebody asked for it, or nothing can be written any more, and `_Ends` has saved what it could."""
+        return self._reins.saved
+
+
 class _Jobs(_Unsaved, Searcher):  # type: ignore[misc]  # Ray is untyped here
     """Tune asks for a configuration; the answer is the work's next job."""
 
-    def __init__(self, work: Work, broker_name: str) -> None:
+    def __init__(self, work: Work, broker_name: str, reins: _Reins) -> None:
         super().__init__()
         self._work = work
         self._broker_name = broker_name
+        self._reins = reins
 
     def suggest(self, trial_id: str) -> Any:
         """A job, or FINISHED."""
-        job = self._work.next()
+        job = None if self._reins.pulled else self._reins.write(self._work.next, None)
         return Searcher.FINISHED if job is None else {"job": job.as_dict(), "broker": self._broker_name}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -118,35 +173,43 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]  # Ray is untyp
 
     _supports_buffered_results = False
 
-    def __init__(self, work: Work, broker: Any) -> None:
+    def __init__(self, work: Work, broker: Any, reins: _Reins) -> None:
         super().__init__()
         self._work = work
         self._broker = broker
+        self._reins = reins
         self._hosts: dict[str, Any] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         """Take the state, journal the report, decide, and free the slot of a trial that ends here."""
-        name = trial.config["job"]["name"]
         if "host" not in result:  # the end of a function that had nothing left to report
             return str(self.CONTINUE)
+        name = trial.config["job"]["name"]
+        stop = self._reins.write(lambda: self._taken(name, result), False)
+        return str(self.STOP if stop else self.CONTINUE)
+
+    def _taken(self, name: str, result: Mapping[str, Any]) -> bool:
+        """Take a report. Returns whether its trial ends here."""
         report = Report(**{field: result[field] for field in _REPORT_FIELDS})
         incarnation = result["incarnation"]
+        for refusal in result["refused"]:
+            self._work.trouble(name, f"went on from an older state, because {refusal}")
         try:
             host = self._host(result["host"])
             fetch: Callable[[], bytes] = lambda: ray.get(host.fetch_state.remote(name, incarnation))  # noqa: E731
             stop = self._work.report(name, report, fetch)
         except (ray.exceptions.RayError, ValueError):
             # The host was lost with the state, so nothing is journalled. The trial finds out when it asks it next.
-            return str(self.CONTINUE)
+            return False
         self._broker.journalled.remote(name, report.step)
-        if not stop:
-            return str(self.CONTINUE)
-        host.leave.remote(name, incarnation)
-        return str(self.STOP)
+        if stop:
+            host.leave.remote(name, incarnation)
+        return stop
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> None:
         """A trial whose last report was taken has its end already; for any other the report was lost."""
-        self._work.end(trial.config["job"]["name"], End.FAILED, "its last report was lost with its host")
+        name, reason = trial.config["job"]["name"], "its last report was lost with its host"
+        self._reins.write(lambda: self._work.end(name, End.FAILED, reason), None)
 
     def _host(self, name: str) -> Any:
         if name not in self._hosts:
@@ -155,19 +218,65 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]  # Ray is untyp
 
 
 class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
-    """Tune tells of starts and errors."""
+    """Tune tells of starts and errors, and turns its wheel."""
 
-    def __init__(self, work: Work, broker: Any) -> None:
+    def __init__(self, work: Work, broker: Any, reins: _Reins, max_failures: int) -> None:
         self._work = work
         self._broker = broker
+        self._reins = reins
+        self._max_failures = max_failures
+        self._failures: Counter[str] = Counter()
+
+    def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
+        """Once told to stop, save what is on its way before Tune stops it."""
+        if self._reins.pulled and not self._reins.saved:
+            self._reins.saved = True
+            for saved in ray.get(self._broker.halt.remote()):
+                self._reins.write(lambda s=saved: self._work.save(s.name, s.step, s.blob), None)  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A process has taken the job up."""
-        self._work.started(trial.config["job"]["name"])
+        self._reins.write(lambda: self._work.started(trial.config["job"]["name"]), None)
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """A job's process or host was lost, and Tune starts it again; once too often, it fails."""
+        name, error = trial.config["job"]["name"], _error_of(trial)
+        if _node_lost(error):
+            self._reins.write(lambda: self._work.trouble(name, "its node was lost; it goes on elsewhere", error), None)
+            return
+        self._failures[name] += 1
+        if self._failures[name] > self._max_failures:
+            trial.max_failures = 0  # what Tune starts now is turned away by the broker
+            self._fail(name, error)
+            return
+        what = f"{_cause(error)}; started again ({self._failures[name]} of {self._max_failures} times)"
+        self._reins.write(lambda: self._work.trouble(name, what, error), None)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A job has failed for good."""
-        name, error = trial.config["job"]["name"], trial.get_error()
-        lines = str(error).strip().splitlines() if error is not None else []
-        self._broker.release.remote(name)
-        self._work.end(name, End.FAILED, lines[-1] if lines else "its process was lost", str(error))
+        self._fail(trial.config["job"]["name"], _error_of(trial))
+
+    def _fail(self, name: str, error: str) -> None:
+        self._broker.close.remote(name)
+        self._reins.write(lambda: self._work.end(name, End.FAILED, _cause(error), error), None)
+
+
+def _error_of(trial: Any) -> str:
+    """A trial's latest error with its traceback; Tune appends them to a file."""
+    file = trial.error_file
+    text = Path(file).read_text(errors="replace") if file and Path(file).is_file() else ""
+    _, _, latest = text.rpartition("Failure # ")
+    return _COLOUR.sub("", latest.partition("\n")[2]).strip()
+
+
+def _cause(error: str) -> str:
+    """An error in a few words; what Ray guesses about a death is left to the whole story."""
+    if "class_name: Host" in error:
+        return "its host died"
+    lines = [line for line in error.splitlines() if line.strip() and not line[0].isspace()]
+    return lines[-1][:_LONGEST_CAUSE] if lines and "class_name: " not in error else "its process died"
+
+
+def _node_lost(error: str) -> bool:
+    """Whether a process was lost with its whole node, a spot instance for example."""
+    return "its node has died" in error

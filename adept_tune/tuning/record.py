@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adept_tune.errors import StateError
 from adept_tune.tuning.journal import Event, Journal
 from adept_tune.tuning.retrain import Spread
 from adept_tune.tuning.spec import JOURNAL, SearchSpec
@@ -82,7 +83,10 @@ class Record:
         record = cls(SearchSpec.read(folder))
         events = list(Journal(folder / JOURNAL).read())
         for event in events:
-            record.take(event)
+            try:
+                record.take(event)
+            except KeyError as error:
+                raise StateError(f"{folder / JOURNAL}: trial {error} was never proposed: {event}") from error
         record.parts_s = _parts(events)
         return record
 

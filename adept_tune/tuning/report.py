@@ -83,7 +83,19 @@ def _winner(record: Record) -> str:
         f"<h2>Winner: trial {number}</h2><p>{html.escape(shown(record.winner['params']))}</p>"
         f"<p>Test {metric}: mean {test['mean']:.4f}, standard deviation {test['sd']:.4f}, standard error "
         f"{test['se']:.4f} over the seeds. Exported: seed {record.winner['seed']}, the best on validation.</p>"
+        + _baseline(record.winner.get("baseline"))
         + _table(["finalist", f"validation {metric}, mean ± s.e. over seeds", "configuration"], rows)
+    )
+
+
+def _baseline(baseline: dict[str, Any] | None) -> str:
+    """By how much the winner is above the space's first point."""
+    if baseline is None or "gain" not in baseline:
+        return ""
+    gain = baseline["gain"]
+    return (
+        f"<p>Against the space's first point (trial {baseline['trial']}): {gain['mean']:+.4f} ± {gain['se']:.4f} on "
+        "validation, mean and standard error of the differences seed by seed.</p>"
     )
 
 

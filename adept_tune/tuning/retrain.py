@@ -79,7 +79,8 @@ def rerun_name(trial: int, seed: int) -> str:
 class Retrain(Work):
     """Seeds of the finalists, each to full length.
 
-    `tested` holds what the test half has been read for already, by job: score and standard error.
+    `tested` holds what the test half has been read for already, by job: score and standard error. `crowned` says
+    whether the winner has been journalled.
 
     All finalists see the same order of rows and the same seeds, so they are compared like with like.
 
@@ -108,6 +109,7 @@ class Retrain(Work):
             for seed in range(1, num_seeds + 1)
         }
         self.tested: dict[str, tuple[float, float]] = {}
+        self.crowned = False
         self._num_seeds = num_seeds
         self._open = list(self.reruns)
         self._journal = journal
@@ -135,6 +137,15 @@ class Retrain(Work):
         rerun.reports[report.step] = report
         self._follow(name, report)
         return report.diverged
+
+    def save(self, name: str, step: int, blob: bytes) -> None:
+        """See `Work`."""
+        self._store.write(name, step, blob)
+        self._tell("retrain_saved", name, {"step": step})
+
+    def trouble(self, name: str, what: str, error: str | None = None) -> None:
+        """See `Work`."""
+        self._tell("retrain_trouble", name, {"what": what} | ({"error": error} if error else {}))
 
     def end(self, name: str, end: End, reason: str, error: str | None = None) -> None:
         """See `Work`."""
@@ -165,6 +176,12 @@ class Retrain(Work):
         ]
         return self.finalists[-max(means)[1]] if means else None
 
+    def gain(self, trial: int, over: int) -> Spread | None:
+        """By how much a finalist is above another on the validation half, seed by seed; None where none finished."""
+        theirs = {rerun.seed: rerun.scored[0] for rerun in self.finished(over)}
+        gains = [rerun.scored[0] - theirs[rerun.seed] for rerun in self.finished(trial) if rerun.seed in theirs]
+        return Spread.of(gains, [0.0] * len(gains)) if gains else None
+
     def begin(self) -> None:
         """Drop the states of an earlier retraining, and journal that one begins."""
         for name in self.reruns:
@@ -188,6 +205,8 @@ class Retrain(Work):
                 rerun.state = End(event["state"])
             elif event["event"] == "tested":
                 self.tested[rerun_name(event["trial"], event["seed"])] = (event["score"], event["standard_error"])
+            elif event["event"] == "winner":
+                self.crowned = True
         for name, rerun in self.reruns.items():
             if rerun.state is None and rerun.reports:
                 self._follow(name, rerun.reports[max(rerun.reports)])

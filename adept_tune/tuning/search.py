@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -16,9 +16,10 @@ from adept_tune.backbones.load import Precision, fetch_weights
 from adept_tune.console import Console
 from adept_tune.errors import SpecError
 from adept_tune.methods import get_method
+from adept_tune.tasks import Task, get_task
 from adept_tune.tracking import MlflowTracker
 from adept_tune.tuning.cluster import LOCAL, ask, broker_of, has_gpu, num_cpus, ray_session, settle, share_of
-from adept_tune.tuning.experiment import Experiment, last_steps, shape_of, storage_of, trial_config
+from adept_tune.tuning.experiment import Experiment, progress_of, shape_of, storage_of, trial_config
 from adept_tune.tuning.host import HostPlan
 from adept_tune.tuning.journal import Journal
 from adept_tune.tuning.lock import locked
@@ -28,14 +29,16 @@ from adept_tune.tuning.plan import MOST_STEPS, Costs, Estimate, estimate, fit
 from adept_tune.tuning.ray_tune import Share
 from adept_tune.tuning.rungs import Scheduler
 from adept_tune.tuning.samplers import make_proposer
-from adept_tune.tuning.space import Sampler, SpaceFile, Value, read_space
+from adept_tune.tuning.space import Sampler, SearchSpace, SpaceFile, Value, is_space, read_space
 from adept_tune.tuning.spec import JOURNAL, SPEC, SearchSpec
 from adept_tune.tuning.store import Store
 from adept_tune.tuning.telling import plan_lines
+from adept_tune.tuning.work import Progress
 
 BUDGET_S = {"cpu": 3600.0, "cuda": 8 * 3600.0}
 MODEL = {"cpu": "google-t5/t5-small", "cuda": "google-t5/t5-base"}
 TRIALS = {"cpu": 16, "cuda": 32}
+DEMONSTRATION_TRIALS = 16
 SLOTS = {"cpu": 4, "cuda": 8}
 ROWS_PER_PASS: dict[str, int | None] = {"cpu": 64, "cuda": None}
 
@@ -66,6 +69,7 @@ class Request:
     slots: int | None = None
     rows_per_pass: int | None = None
     max_failures: int = 3
+    num_threads: int | None = None
     time_budget_s: float | None = None
     address: str = LOCAL
     storage: str | None = None
@@ -90,12 +94,13 @@ def run_search(request: Request, console: Console) -> int:
     """
     with ray_or_no_ray(request) as start_ray:
         device = _device(request, start_ray)
+        task = get_task(request.task)
         file = _space_file(request)
         folder = request.experiment or _new_folder(request, file.method)
         if not request.dry_run and request.resume is None:
             _check_folder(folder)
         materials = gather(
-            request.task, request.data_dir, request.model or MODEL[device], file, request.fixed, request.labels
+            task.name, request.data_dir, request.model or _model_for(task, device), file, request.fixed, request.labels
         )
         if request.address == LOCAL:
             fetch_weights(materials.info)
@@ -111,8 +116,8 @@ def run_search(request: Request, console: Console) -> int:
                 folder.mkdir(parents=True, exist_ok=True)
                 held.enter_context(locked(folder))
             start_ray()
-            journalled = last_steps(list(Journal(folder / JOURNAL).read()))
-            broker, share = held.enter_context(_hosts(draft, materials, journalled, folder))
+            progress = progress_of(list(Journal(folder / JOURNAL).read()))
+            broker, share = held.enter_context(_hosts(draft, materials, progress, folder))
             spec = draft
             if request.resume is not None:
                 ask(broker, share, "load", (materials.data,))  # a host that cannot load is told before any trial
@@ -164,24 +169,21 @@ def ray_or_no_ray(request: Request) -> Iterator[Callable[[], None]]:
 
     A local Ray takes seconds to start, so whatever can be wrong with a request is looked at first.
     """
-    opened: list[Any] = []
+    started = False
+    with contextlib.ExitStack() as stack:
 
-    def start() -> None:
-        if not opened:
-            session = ray_session(request.address, request.verbose)
-            session.__enter__()
-            opened.append(session)
+        def start() -> None:
+            nonlocal started
+            if not started:
+                stack.enter_context(ray_session(request.address, request.verbose))
+                started = True
 
-    try:
         yield start
-    finally:
-        for session in opened:
-            session.__exit__(None, None, None)
 
 
 @contextmanager
 def _hosts(
-    spec: SearchSpec, materials: Materials, journalled: dict[str, int], folder: Path
+    spec: SearchSpec, materials: Materials, progress: dict[str, Progress], folder: Path
 ) -> Iterator[tuple[str, Share]]:
     """The search's broker and the share of each trial."""
     cpus = num_cpus()
@@ -193,11 +195,18 @@ def _hosts(
         num_slots=spec.slots,
         rows_per_pass=spec.rows_per_pass,
         num_threads=spec.num_threads or cpus,
+        widest=_widest(materials.space),
     )
     share = share_of(spec.device, spec.slots, cpus)
     storage = storage_of(spec, folder)
-    with broker_of(spec.search_id, plan, materials.data, storage, journalled) as broker:
+    with broker_of(spec.search_id, plan, materials.data, storage, progress) as broker:
         yield broker, share
+
+
+def _widest(space: SearchSpace) -> tuple[int, int]:
+    """Longest prompt and widest bottleneck that a space admits."""
+    sizes = [space.sizes(point) for point in space.corners()]
+    return max(size.prompt_length for size in sizes), max(size.width for size in sizes)
 
 
 def _device(request: Request, start_ray: Callable[[], None]) -> Literal["cpu", "cuda"]:
@@ -286,6 +295,7 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
             precision=request.precision,
             rows_per_pass=ROWS_PER_PASS[device] if request.rows_per_pass is None else request.rows_per_pass,
             max_failures=request.max_failures,
+            num_threads=request.num_threads,
             time_budget_s=request.time_budget_s,
             storage=request.storage,
             tracking_uri=request.tracking_uri,
@@ -302,11 +312,18 @@ def _flag(field: str) -> str:
     return f"--set {field}" if field in OPTIONS else f"--{field.replace('_', '-')}"
 
 
+def _model_for(task: Task, device: str) -> str:
+    """The model of a search that names none: the one made for the task, or a size that suits the device."""
+    return MODEL[device] if task.model is None else str(Path(__file__).parents[1] / task.model)
+
+
 def _space_file(request: Request) -> SpaceFile:
-    """The space that method and space ask for; either follows from the other."""
+    """The space that method and space ask for; either follows from the other, and a task may have one of its own."""
     if request.method is not None:
         get_method(request.method)
-    file = read_space(request.space or request.method or "adept")
+    name = request.space or request.method or "adept"
+    of_task = f"{name}-{request.task}"
+    file = read_space(of_task if request.space is None and is_space(of_task) else name)
     if request.method not in (None, file.method):
         raise SpecError(f"--method {request.method}: the space {request.space} is for {file.method}")
     return file
@@ -342,13 +359,16 @@ def _planned(
     costs = Costs(probed["step_s"] / devices, probed["evaluation_s"] / devices)
     shape = shape_of(draft, task)
     budget = request.time_budget_s
-    if budget is None and (request.trials is None or request.max_steps is None):
-        budget = BUDGET_S[draft.device]
     trials, max_steps = request.trials, request.max_steps
+    if task.demonstration and budget is None:
+        trials, max_steps = trials or DEMONSTRATION_TRIALS, max_steps or task.published_steps
+    if budget is None and (trials is None or max_steps is None):
+        budget = BUDGET_S[draft.device]
     if trials is None or max_steps is None:
         assert budget is not None
         trials, max_steps = fit(budget, costs, shape, trials, max_steps, TRIALS[draft.device], task.published_steps)
-    settle(broker, int(probed["num_threads"]))
+    num_threads = draft.num_threads or int(probed["num_threads"])
+    settle(broker, num_threads)
     expected = estimate(trials, max_steps, costs, shape)
     if budget is not None and budget <= 1.1 * expected.retrain_s:
         raise SpecError(
@@ -356,5 +376,5 @@ def _planned(
             "raise it, or lower --max-steps, --finalists or --seeds"
         )
     settled = {"trials": trials, "max_steps": max_steps, "time_budget_s": budget, "retrain_s": expected.retrain_s}
-    settled |= {"num_threads": int(probed["num_threads"]), "expected_s": expected.total_s}
+    settled |= {"num_threads": num_threads, "expected_s": expected.total_s}
     return draft.model_copy(update=settled), expected

@@ -5,11 +5,12 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
+from adept_tune.backbones import BackboneInfo
 from adept_tune.errors import SpecError, StateError
 from adept_tune.tuning.rungs import Scheduler
-from adept_tune.tuning.space import Sampler
+from adept_tune.tuning.space import Sampler, SpaceFile
 
 SPEC, JOURNAL, STATES, ADAPTER = "spec.json", "journal.jsonl", "states", "adapter"
 
@@ -82,6 +83,18 @@ class SearchSpec(BaseModel):
     retrain_s: float = Field(default=0.0, ge=0)
     storage: str | None = None
     tracking_uri: str | None = None
+
+    @field_validator("backbone")
+    @classmethod
+    def _is_backbone(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        TypeAdapter(BackboneInfo).validate_python(fields)
+        return fields
+
+    @field_validator("space")
+    @classmethod
+    def _is_space(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        SpaceFile.model_validate(fields)
+        return fields
 
     def differences(self, other: "SearchSpec") -> list[str]:
         """What would change the results of a search that goes on as `other`, a line each, ours first."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import fsspec
 
-from adept_tune.errors import SpecError, StateError
+from adept_tune.errors import SpecError, StateError, StorageError
 
 KEPT_STATES = 2
 
@@ -37,11 +37,20 @@ class Store:
             raise SpecError(f"--storage {self._root}: cannot write there ({error}); give another") from error
 
     def write(self, job: str, step: int, blob: bytes) -> None:
-        """Keep a state, whole or not at all; drop the job's third-last, and later ones, which are of another run."""
+        """Keep a state, whole or not at all; drop the job's third-last, and later ones, which are of another run.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
         path = self._path(job, step)
-        self._files.makedirs(self._files._parent(path), exist_ok=True)
-        self._files.pipe_file(f"{path}.part", blob)
-        self._files.mv(f"{path}.part", path)
+        try:
+            self._files.makedirs(self._files._parent(path), exist_ok=True)
+            self._files.pipe_file(f"{path}.part", blob)
+            self._files.mv(f"{path}.part", path)
+        except Exception as error:  # each kind of storage has errors of its own
+            raise StorageError(
+                f"{path}: cannot be written ({error}); make room, then the same command with --resume goes on"
+            ) from error
         others = [other for other in self.steps(job) if other != step]
         for old in others[: -(KEPT_STATES - 1)] + [other for other in others[-(KEPT_STATES - 1) :] if other > step]:
             self._files.rm_file(self._path(job, old))
@@ -58,6 +67,10 @@ class Store:
         except FileNotFoundError:
             raise StateError(f"{path}: no such state; {job} has steps {self.steps(job)}") from None
         return blob, path
+
+    def place(self, job: str, step: int) -> str:
+        """Where a state lies, for messages."""
+        return self._path(job, step)
 
     def steps(self, job: str) -> list[int]:
         """Steps of which a state is kept, ascending."""

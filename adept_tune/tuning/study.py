@@ -163,6 +163,15 @@ class Study(Work):
             self.end(name, End.INTERRUPTED, "the time budget is used up")
         return record.state not in (None, End.FINISHED)
 
+    def save(self, name: str, step: int, blob: bytes) -> None:
+        """See `Work`."""
+        self._store.write(name, step, blob)
+        self._tell({"event": "saved", "trial": _number(name), "step": step})
+
+    def trouble(self, name: str, what: str, error: str | None = None) -> None:
+        """See `Work`."""
+        self._tell({"event": "trouble", "trial": _number(name), "what": what} | ({"error": error} if error else {}))
+
     def end(self, name: str, end: End, reason: str, error: str | None = None) -> None:
         """See `Work`."""
         number = _number(name)
@@ -229,8 +238,7 @@ class Study(Work):
         record = self.trials[number]
         last = record.config.max_steps
         evaluations = [*self.rule.steps(number), last]
-        steps = [step for step in report_steps(last, evaluations) if step > record.step]
-        return Job(record.name, record.config, tuple(steps), frozenset(evaluations))
+        return Job(record.name, record.config, report_steps(last, evaluations), frozenset(evaluations))
 
     def _take(self, record: TrialRecord, report: Report) -> None:
         record.reports[report.step] = report

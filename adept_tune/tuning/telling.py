@@ -33,7 +33,8 @@ def plan_lines(spec: SearchSpec, materials: Materials, expected: Estimate, concu
         f"Search    {spec.trials} trials of up to {spec.max_steps} steps of {spec.batch_size} rows, "
         f"{spec.sampler} and {spec.scheduler}, rungs at {rungs}, {concurrent} at once"
     )
-    yield f"Retrain   {spec.finalists} finalists over {spec.seeds} seeds"
+    beside = ", and the space's first point beside them" if space.points else ""
+    yield f"Retrain   {spec.finalists} finalists over {spec.seeds} seeds{beside}"
     budget = f" of {duration(spec.time_budget_s)} allowed" if spec.time_budget_s else ""
     yield (
         f"Time      about {duration(expected.total_s)}{budget}: search {duration(expected.search_s)}, "

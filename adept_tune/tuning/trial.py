@@ -8,31 +8,58 @@ from typing import Any
 import ray
 from ray import tune
 
-from adept_tune.tuning.broker import NAMESPACE
+from adept_tune.errors import MethodError, StateError
+from adept_tune.tuning.broker import NAMESPACE, Seat
 
 
 def run_trial(config: dict[str, Any]) -> None:
     """Train one job to its end, reporting on the way.
 
+    What its journal has already is not reported again, but where the newest state was lost it is trained again, with
+    a pause at each report, so that the mean loss of the next one starts where it would have.
+
     Args:
         config: ``job`` (fields of a `Job`) and ``broker`` (name of the search's broker).
     """
     job, name = config["job"], config["job"]["name"]
-    broker = ray.get_actor(config["broker"], namespace=NAMESPACE)
-    seat = ray.get(broker.admit.remote(name, *_device()))
+    seat, refused = _seated(ray.get_actor(config["broker"], namespace=NAMESPACE), job)
     evaluations = set(job["evaluations"])
+    told = {"host": seat.host_name, "incarnation": seat.incarnation}
     try:
-        ray.get(seat.host.join.remote(name, seat.incarnation, job["config"], seat.blob))
         for step in job["reports"]:
-            if step <= seat.step:
+            if step <= min(seat.step, seat.reported):
                 continue
-            report = ray.get(seat.host.train_to.remote(name, seat.incarnation, step, step in evaluations))
-            tune.report(report | {"host": seat.host_name, "incarnation": seat.incarnation})
-            if report["diverged"]:
-                return
+            new = step > seat.reported
+            report = ray.get(seat.host.train_to.remote(name, seat.incarnation, step, new and step in evaluations))
+            if new:
+                tune.report(report | told | {"refused": refused})
+                refused = []
+                if report["diverged"]:
+                    return
         ray.get(seat.host.leave.remote(name, seat.incarnation))  # raises where the last report was lost with its host
     finally:
         seat.host.leave.remote(name, seat.incarnation)
+
+
+def _seated(broker: Any, job: dict[str, Any]) -> tuple[Seat, list[str]]:
+    """A seat on this process's device, with the newest state that can be read; what is wrong with newer ones."""
+    name, refused = job["name"], list[str]()
+    while True:
+        seat: Seat = ray.get(broker.admit.remote(name, *_device()))
+        try:
+            ray.get(seat.host.join.remote(name, seat.incarnation, job["config"], seat.blob))
+            return seat, refused
+        except (MethodError, StateError) as error:
+            if seat.blob is None:
+                raise
+            place = ray.get(broker.refuse.remote(name, seat.step))
+            refused.append(f"{place}: {_first_cause(error)}")
+
+
+def _first_cause(error: BaseException) -> str:
+    """What was raised in the host, in one line."""
+    cause = getattr(error, "cause", None) or error
+    return " ".join(str(cause).split())
 
 
 def _device() -> tuple[str, str | None]:

@@ -73,6 +73,19 @@ class Report:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a journal says that a job has come.
+
+    Attributes:
+        reported: Step of its last report.
+        saved: Step of its newest state: that report's, or a later one, saved when the search was interrupted.
+    """
+
+    reported: int = 0
+    saved: int = 0
+
+
 class Work(ABC):
     """Jobs to run, and what to do with their reports. Lives in the driver; a call is journalled before it returns."""
 
@@ -95,6 +108,26 @@ class Work(ABC):
 
         Returns:
             Whether the job ends here.
+        """
+
+    @abstractmethod
+    def save(self, name: str, step: int, blob: bytes) -> None:
+        """Keep the state of a job that is stopped between two reports.
+
+        Args:
+            name: Of the job.
+            step: Where it stands.
+            blob: Its state there.
+        """
+
+    @abstractmethod
+    def trouble(self, name: str, what: str, error: str | None = None) -> None:
+        """Something went wrong with a job that goes on.
+
+        Args:
+            name: Of the job.
+            what: In one line.
+            error: The whole story, with the worker's traceback.
         """
 
     @abstractmethod

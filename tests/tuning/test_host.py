@@ -1,9 +1,12 @@
 """The host without Ray: its coroutines over a made engine."""
 
 import asyncio
+import time
 
 import pytest
+import torch
 
+from adept_tune.engine.state import TrialState
 from adept_tune.tuning.host import Host, HostPlan
 from tests.engine.test_engine import config
 from tests.support.data import made_engine
@@ -15,7 +18,7 @@ PLAN = HostPlan(
 
 def made_host(num_slots: int = 2) -> Host:
     host = Host(PLAN)
-    host._engine = made_engine(num_slots=num_slots)
+    host._engine = made_engine(num_slots=num_slots, halted=host._halt.is_set)
     return host
 
 
@@ -119,6 +122,111 @@ def test_an_error_of_the_engine_reaches_whoever_waits_and_the_host_goes_on():
             await host.train_to("a", 0, 1, False)
         engine.step = step
         assert (await host.train_to("a", 0, 1, False))["step"] == 1
+
+    run(scene())
+
+
+def test_an_error_of_one_trial_leaves_its_neighbours_alone():
+    async def scene():
+        host, reference = made_host(num_slots=3), made_host(num_slots=3)
+        for seed, name in enumerate("abc"):
+            await host.join(name, 0, settings(seed), None)
+            await reference.join(name, 0, settings(seed), None)
+        step, guilty = host._engine.step, host._seats["b"][1]
+
+        def broken(slots):
+            if guilty in slots and host._engine.step_of(guilty) == 4:
+                raise RuntimeError("broken")
+            step(slots)
+
+        host._engine.step = broken
+        found = await asyncio.gather(*(host.train_to(n, 0, 9, True) for n in "abc"), return_exceptions=True)
+        expected = await asyncio.gather(*(reference.train_to(n, 0, 9, True) for n in "ac"))
+        assert isinstance(found[1], RuntimeError)
+        for report, other in zip([found[0], found[2]], expected, strict=True):
+            assert report["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+            assert report["score"] == other["score"]
+        assert host._engine.step_of(guilty) == 4
+        host._engine.step = step
+        assert (await host.train_to("b", 0, 9, False))["step"] == 9
+
+    run(scene())
+
+
+def test_a_trial_that_diverges_is_told_at_once_and_its_neighbours_are_as_if_it_had_left():
+    async def scene():
+        names = "abcdef"
+        host, reference = made_host(num_slots=6), made_host(num_slots=6)
+        for one in (host, reference):
+            for seed, name in enumerate(names):
+                await one.join(name, 0, settings(seed), None)
+            await asyncio.gather(*(one.train_to(name, 0, 5, False) for name in names))
+        host._engine._flat[0][host._seats["c"][1], 0] = float("nan")
+        healthy = [name for name in names if name != "c"]
+        sick, *_ = await asyncio.gather(*(host.train_to(name, 0, 40, False) for name in ["c", *healthy]))
+        assert sick["diverged"]
+        assert sick["step"] == 6
+        await asyncio.gather(*(reference.train_to(name, 0, 6, False) for name in names))
+        await reference.leave("c", 0)
+        await asyncio.gather(*(reference.train_to(name, 0, 40, False) for name in healthy))
+        for name in healthy:
+            states = [one._engine.state(one._seats[name][1]) for one in (host, reference)]
+            for tensor, other in zip(*(state.tensors.values() for state in states), strict=True):
+                assert torch.equal(tensor, other)
+
+    run(scene())
+
+
+def test_halting_gives_the_states_of_trials_on_their_way_and_trains_no_more():
+    async def scene():
+        host = made_host()
+        await host.join("a", 0, settings(0), None)
+        await host.join("b", 0, settings(1), None)
+        far = asyncio.create_task(host.train_to("a", 0, 400, False))
+        assert (await host.train_to("b", 0, 3, True))["step"] == 3  # has reported and waits for a decision
+        (saved,) = await host.halt()
+        assert saved.name == "a"
+        assert 0 < saved.step < 400
+        later = asyncio.create_task(host.train_to("b", 0, 9, False))
+        await asyncio.sleep(0.1)
+        assert not far.done()
+        assert not later.done()
+
+        again = made_host()
+        await again.join("a", 1, settings(0), saved.blob)
+        resumed = await again.train_to("a", 1, 400, True)
+        alone = made_host()
+        await alone.join("a", 0, settings(0), None)
+        straight = await alone.train_to("a", 0, 400, True)
+        assert resumed["train_loss"] == pytest.approx(straight["train_loss"], abs=1e-4)
+        assert resumed["score"] == straight["score"]
+        for task in (far, later):
+            task.cancel()
+
+    run(scene())
+
+
+def test_halting_gives_an_evaluation_up_and_keeps_the_loss_that_its_report_needs():
+    async def scene():
+        host = made_host(num_slots=1)
+        await host.join("a", 0, settings(0), None)
+        begun, engine = asyncio.Event(), host._engine
+        loop, answers = asyncio.get_running_loop(), engine._reader._answers
+
+        def slow(*arguments):
+            loop.call_soon_threadsafe(begun.set)
+            while not host._halt.is_set():
+                time.sleep(0.01)
+            return answers(*arguments)
+
+        engine._reader._answers = slow
+        engine._reader._tokens_per_pass = 64
+        training = asyncio.create_task(host.train_to("a", 0, 3, True))
+        await begun.wait()
+        (saved,) = await host.halt()
+        assert saved.step == 3
+        assert TrialState.from_bytes(saved.blob, "test").loss_count == 3
+        training.cancel()
 
     run(scene())
 

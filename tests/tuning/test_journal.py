@@ -18,12 +18,15 @@ from adept_tune.tuning.journal import Journal
 from tests.support.search import properties
 
 EVENTS: list[dict[str, Any]] = [
-    {"event": "proposed", "trial": 0, "point": {"prompt_lr": 0.1 + 0.2, "labels": "digits", "wide_start": True}},
+    {
+        **{"event": "proposed", "trial": 0, "params": {}, "num_parameters": 7},
+        "point": {"prompt_lr": 0.1 + 0.2, "labels": "digits", "wide_start": True},
+    },
     {"event": "started", "trial": 0},
     {"event": "reported", "trial": 0, "step": 3, "train_loss": 1e-300, "loss": 5e-324},
     {"event": "decided", "trial": 0, "step": 3, "rung": None, "action": "continue", "reason": "ü – \u2028 \n\r{}\x00"},
     {"event": "reported", "trial": 0, "step": 4, "train_loss": math.nan, "loss": math.inf, "diverged": True},
-    {"event": "ended", "trial": 0, "state": "FAILED", "error": "Traceback\n" + "x" * 9000},
+    {"event": "ended", "trial": 0, "state": "FAILED", "step": 4, "reason": "", "error": "x\n" * 9000},
     {"event": "finished", "state": "FINISHED"},
 ]
 
@@ -90,7 +93,7 @@ def test_an_empty_file_has_no_events(tmp_path):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_comes_back(tmp_path, value):
     journal = Journal(tmp_path / "j")
-    journal.append({"event": "reported", "train_loss": value})
+    journal.append({"event": "reported", "trial": 0, "step": 1, "train_loss": value})
     (event,) = journal.read()
     assert repr(event["train_loss"]) == repr(value)
 
@@ -99,7 +102,7 @@ def test_a_number_that_is_not_finite_comes_back(tmp_path, value):
 @given(st.floats())
 def test_a_number_comes_back_to_the_last_bit(tmp_path, value):
     journal = Journal(tmp_path / "j")
-    journal.append({"event": "reported", "train_loss": value})
+    journal.append({"event": "reported", "trial": 0, "step": 1, "train_loss": value})
     assert repr(list(journal.read())[-1]["train_loss"]) == repr(value)
 
 

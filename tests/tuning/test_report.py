@@ -22,11 +22,11 @@ def evaluated(kind: str, trial: int, step: int, score: float, **more: object) ->
 
 
 EVENTS = [
-    {"event": "proposed", "trial": 0, "params": params(0.3), "num_parameters": 500},
+    {"event": "proposed", "trial": 0, "point": {}, "params": params(0.3), "num_parameters": 500},
     {"event": "started", "trial": 0},
-    {"event": "proposed", "trial": 1, "params": params(0.03), "num_parameters": 500},
+    {"event": "proposed", "trial": 1, "point": {}, "params": params(0.03), "num_parameters": 500},
     {"event": "started", "trial": 1},
-    {"event": "proposed", "trial": 2, "params": params(0.9), "num_parameters": 500},
+    {"event": "proposed", "trial": 2, "point": {}, "params": params(0.9), "num_parameters": 500},
     {"event": "started", "trial": 2},
     evaluated("reported", 0, 3, 0.6),
     evaluated("reported", 1, 3, 0.4),
@@ -61,7 +61,14 @@ def experiment(tmp_path: Path) -> Path:
         task="sst2",
         data_dir=None,
         data_fingerprint="f",
-        backbone={"name": "model", "revision": "r" * 40, "d_model": 16},
+        backbone={
+            "name": "m",
+            "revision": "r" * 40,
+            "model_type": "t5",
+            "d_model": 16,
+            "vocab_size": 32,
+            "local": True,
+        },
         method="adept",
         space=read_space("adept").model_dump(mode="json"),
         fixed={},

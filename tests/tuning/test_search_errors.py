@@ -204,7 +204,7 @@ def test_a_gpu_that_is_not_there_is_told(search):
 def test_an_unknown_space_lists_those_there_are(search):
     message = search("--space", "nosuch")
     assert message.startswith(
-        "space 'nosuch' is unknown; choose one of adept, adept-76800, dept, labels, prompt-tuning"
+        "space 'nosuch' is unknown; choose one of adept, adept-76800, adept-demo, dept, dept-demo, labels, "
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from adept_tune.errors import SpecError, StateError
+from adept_tune.errors import SpecError, StateError, StorageError
 from adept_tune.tuning.store import KEPT_STATES, Store
 
 
@@ -95,7 +95,7 @@ class StoreContract:
 
         monkeypatch.setattr(store._files, "mv", lost)
         for step in (10, 15):
-            with pytest.raises(OSError, match="the connection was lost"):
+            with pytest.raises(StorageError, match=r"cannot be written \(the connection was lost\)"):
                 store.write("trial-0001", step, b"new")
         assert store.steps("trial-0001") == [5, 10]
         assert store.read("trial-0001", 10)[0] == b"old"

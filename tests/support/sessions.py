@@ -1,0 +1,122 @@
+"""Searches in processes of their own, to be killed."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from adept_tune.tuning.journal import Journal
+from adept_tune.tuning.spec import JOURNAL
+
+ROOT = Path(__file__).resolve().parents[2]
+MARK = "ADEPT_TUNE_TEST"
+LIMIT_S = 240.0
+
+
+class Session:
+    """One session of a search.
+
+    Args:
+        arguments: Of `adept_tune.search`; `--experiment` is added.
+        folder: The experiment.
+        cache: Folder for tokens.
+    """
+
+    def __init__(self, arguments: list[str], folder: Path, cache: Path, **environment: str) -> None:
+        self.folder = folder
+        self._mark = uuid.uuid4().hex
+        self._log = folder.parent / f"{folder.name}-{self._mark[:6]}.log"
+        given = {MARK: self._mark, "PYTHONPATH": str(ROOT), "ADEPT_TUNE_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
+        kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "adept_tune.search", *arguments, "--experiment", str(folder)],
+                env=kept | given | environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        """What it has said so far."""
+        return self._log.read_text()
+
+    def events(self, *kinds: str) -> list[dict[str, Any]]:
+        """Whole lines of the journal, of some kinds or all."""
+        if not self.folder.exists():
+            return []
+        found = Journal(self.folder / JOURNAL).read()
+        return [event for event in found if not kinds or event["event"] in kinds]
+
+    def until(self, reached: Callable[[], Any]) -> Any:
+        """Wait for something; give what it gave."""
+        deadline = time.monotonic() + LIMIT_S
+        while not (found := reached()):
+            assert self.process.poll() is None, f"it ended early:\n{self.output}"
+            assert time.monotonic() < deadline, f"in vain:\n{self.output}"
+            time.sleep(0.02)
+        return found
+
+    def pids(self, title: str) -> list[int]:
+        """Its processes whose command line begins so."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                line = (path / "cmdline").read_bytes().decode(errors="replace")
+                if line.startswith(title) and f"{MARK}={self._mark}".encode() in (path / "environ").read_bytes():
+                    found.append(int(path.name))
+            except OSError:
+                continue  # it has ended meanwhile
+        return found
+
+    def kill(self, title: str) -> None:
+        """Kill those of its processes whose command line begins so, once there are any."""
+        for pid in self.until(lambda: self.pids(title)):
+            os.kill(pid, signal.SIGKILL)
+
+    def end(self) -> int:
+        """Wait for its end; its exit code."""
+        try:
+            return self.process.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise AssertionError(f"it does not end:\n{self.output}") from None
+
+
+def said_twice(events: list[dict[str, Any]]) -> list[Any]:
+    """Reports and true ends that are there more than once."""
+    counts = Counter(
+        (event["event"], event["trial"], event.get("seed"), event["step"] if "reported" in event["event"] else None)
+        for event in events
+        if event["event"].endswith(("reported", "ended")) and event.get("state") != "INTERRUPTED"
+    )
+    return [key for key, count in counts.items() if count > 1]
+
+
+def mlflow_states(database: Path) -> Counter[str]:
+    """How many runs there are of each kind and status."""
+    connection = sqlite3.connect(database)
+    rows = connection.execute(
+        "select t.value, r.status from runs r join tags t on t.run_uuid = r.run_uuid and t.key = 'kind'"
+    ).fetchall()
+    connection.close()
+    return Counter(f"{kind} {status}" for kind, status in rows)
+
+
+def scores(events: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Every trial's and retraining's scores by step, to compare searches by."""
+    found: dict[str, list[Any]] = {}
+    for event in events:
+        if "score" in event and event["event"].endswith("reported"):
+            name = json.dumps([event["trial"], event.get("seed")])
+            found.setdefault(name, []).append((event["step"], event["score"]))
+    return {name: sorted(values) for name, values in found.items()}
