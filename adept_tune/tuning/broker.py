@@ -131,6 +131,11 @@ class Broker:
             self._hosts[device] = name, host
             return name, host
 
+    def dismiss(self) -> None:
+        """After a halt, let go of the trials that wait."""
+        for _, host in self._hosts.values():
+            host.dismiss.remote()
+
     def close(self, job: str) -> None:
         """A job has failed for good: it is admitted no more, and its seat, if it left one behind, is free."""
         self._closed.add(job)

@@ -171,6 +171,13 @@ class Host:
                 for name, goal in on_their_way
             ]
 
+    async def dismiss(self) -> None:
+        """After a halt, let go of the trials that wait: their processes end at once."""
+        for goal in self._goals.values():
+            if not goal.reached.done():
+                goal.reached.set_exception(RuntimeError("the search was stopped"))
+        self._goals.clear()
+
     async def leave(self, name: str, incarnation: int) -> None:
         """Free a trial's slot; nothing where it has none, or has been superseded."""
         async with self._taking():

@@ -234,6 +234,11 @@ class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
             for saved in ray.get(self._broker.halt.remote()):
                 self._reins.write(lambda s=saved: self._work.save(s.name, s.step, s.blob), None)  # type: ignore[misc]
 
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        """Tune has told all trials to stop, and waits until their processes have ended."""
+        if self._reins.saved:
+            self._broker.dismiss.remote()
+
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A process has taken the job up."""
         self._reins.write(lambda: self._work.started(trial.config["job"]["name"]), None)

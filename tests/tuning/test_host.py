@@ -191,6 +191,10 @@ def test_halting_gives_the_states_of_trials_on_their_way_and_trains_no_more():
         await asyncio.sleep(0.1)
         assert not far.done()
         assert not later.done()
+        await host.dismiss()
+        for task in (far, later):
+            with pytest.raises(RuntimeError, match="the search was stopped"):
+                await task
 
         again = made_host()
         await again.join("a", 1, settings(0), saved.blob)
@@ -200,8 +204,6 @@ def test_halting_gives_the_states_of_trials_on_their_way_and_trains_no_more():
         straight = await alone.train_to("a", 0, 400, True)
         assert resumed["train_loss"] == pytest.approx(straight["train_loss"], abs=1e-4)
         assert resumed["score"] == straight["score"]
-        for task in (far, later):
-            task.cancel()
 
     run(scene())
 
