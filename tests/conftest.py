@@ -2,6 +2,16 @@
 
 import os
 
+import pytest
+
+from tests.support.finished import Finished, search_demonstration
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a network
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost more than they bring
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The demonstration, searched once for all tests that look at it."""
+    return search_demonstration(tmp_path_factory.mktemp("demo"))

@@ -23,6 +23,7 @@ class SearchInfo:
         params: Settings of the whole search (model, trials, max_steps, ...), shown on the search run.
         tags: Further tags of the search run.
         artifacts: File name to text, stored with the search run.
+        columns: Names of the searched settings, in the order in which people see them.
         demonstration: The search shows the machinery on a toy; said in the run's name and in a tag.
     """
 
@@ -34,6 +35,7 @@ class SearchInfo:
     params: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     artifacts: Mapping[str, str] = field(default_factory=dict)
+    columns: Sequence[str] = ()
     demonstration: bool = False
 
     def __post_init__(self) -> None:

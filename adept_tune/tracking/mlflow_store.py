@@ -73,6 +73,15 @@ class MlflowStore:
         self._client = client
         self._experiment_id = experiment_id
 
+    @property
+    def experiment_id(self) -> str:
+        """See `RunStore.experiment_id`."""
+        return self._experiment_id
+
+    def tag_experiment(self, name: str, value: str) -> None:
+        """See `RunStore.tag_experiment`."""
+        self._client.set_experiment_tag(self._experiment_id, name, value)
+
     def find(self, search_id: str) -> list[StoredRun]:
         """See `RunStore.find`."""
         found: list[StoredRun] = []

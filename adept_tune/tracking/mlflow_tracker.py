@@ -1,5 +1,6 @@
 """Shows a search in MLflow, in a local database or on a server."""
 
+import sys
 import threading
 import time
 import urllib.error
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from urllib.parse import urlsplit, urlunsplit
 
 from adept_tune.errors import TrackingError
@@ -19,6 +21,7 @@ from adept_tune.tracking.writer import OrderedWriter
 
 SERVER_SCHEMES = ("http", "https")
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
+OWN_SERVER = "http://127.0.0.1:5000"
 CHECK_LIMIT_S = 3.0
 CLOSE_LIMIT_S = 30.0
 MAX_WARNINGS = 5
@@ -81,12 +84,15 @@ class MlflowTracker(Tracker):
 
     @property
     def view_hint(self) -> str:
-        """How to look at the runs: an address, or the command that serves them on this machine."""
+        """How to look at the runs: an address, after the command that serves it where there is no server yet.
+
+        The address is that of the trials once the search run is there, until then the server's.
+        """
         if urlsplit(self.uri).scheme in SERVER_SCHEMES:
-            return self.shown_uri
+            return self._page(self.shown_uri)
         # With its job workers and four web workers the server takes 22 s to start, so 4.
-        server = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --workers 1"
-        return f"{server} --backend-store-uri '{self.shown_uri}'"
+        server = f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {quote(sys.executable)} -m mlflow server --workers 1"
+        return f"{server} --backend-store-uri {quote(self.shown_uri)}\nand open {self._page(OWN_SERVER)}"
 
     def check(self) -> None:
         """Find out, before the search starts, whether the tracking URI can work. Takes 3 seconds at most.
@@ -188,6 +194,9 @@ class MlflowTracker(Tracker):
 
     def _answers(self) -> bool:
         return self._runs is not None and self._runs.store.answers()
+
+    def _page(self, server: str) -> str:
+        return server if self._runs is None else f"{server.rstrip('/')}/{self._runs.page}"
 
     def _artifacts(self, folder: Path) -> Path | None:
         """Where a new experiment keeps artifacts: beside its database; a server has its own place."""

@@ -22,6 +22,7 @@ from adept_tune.tracking.translate import (
     note,
     now_ms,
 )
+from adept_tune.tracking.view import page_of, view_tag
 
 PARENT_TAG = "mlflow.parentRunId"
 
@@ -46,6 +47,13 @@ class StoredRun:
 
 class RunStore(Protocol):
     """Where runs are kept. Every call may raise, and is then made again."""
+
+    @property
+    def experiment_id(self) -> str:
+        """The store's id of what holds the runs."""
+
+    def tag_experiment(self, name: str, value: str) -> None:
+        """Set a tag of what holds the runs."""
 
     def find(self, search_id: str) -> Sequence[StoredRun]:
         """All runs that have this tag `search_id`, oldest first."""
@@ -94,6 +102,11 @@ class SearchRuns:
         """Id of the search run."""
         return self._runs[RunKey()].run_id
 
+    @property
+    def page(self) -> str:
+        """Address of the page that shows the trials, relative to the server's."""
+        return page_of(self.store.experiment_id, self._info)
+
     def open(self) -> None:
         """Find the runs of this search, and make or reopen its own.
 
@@ -101,10 +114,11 @@ class SearchRuns:
         """
         self._find()
         info = self._info
+        self.store.tag_experiment(*view_tag(info))
         params = as_params({"task": info.task, "method": info.method, "metric": info.metric, **info.params})
         stored = self._runs[RunKey()].params if RunKey() in self._runs else {}
         changed = {f"{name}_on_resume": new for name, new in params.items() if stored.get(name, new) != new}
-        about = note(info, "RUNNING (if nothing runs any more, resume it)")
+        about = note(info, "Running; if nothing runs any more, resume it.")
         own = self._tags_of(RunKey(), now_ms())  # last: by these the run is found again
         tags = as_tags({**_origin(), **info.tags, **changed, NOTE_TAG: about, **own})
         write = Write(RunKey(), now_ms(), params=params, tags=tags, texts=info.artifacts, status=RUNNING)

@@ -83,13 +83,12 @@ def translate(event: Event, info: SearchInfo) -> Write | None:
     return None if kind is None else kind(event, info)
 
 
-def note(info: SearchInfo, state: str) -> str:
-    """The description shown above the search run."""
+def note(info: SearchInfo, first: str) -> str:
+    """The description of the search run. The table of runs shows the first 50 characters, the run's page all."""
     return (
+        f"{first}\n\n"
         f"Hyper-parameter search of {info.method} on {info.task}, ranked by validation {info.metric}.\n\n"
-        "Children are trials, their children retrains with other seeds; "
-        "the tag `end_state` says how each ended.\n\n"
-        f"State: {state}."
+        "Children are trials, their children retrains with other seeds; the tag `end_state` says how each ended."
     )
 
 
@@ -105,9 +104,9 @@ def end_of(key: RunKey, state: str, time_ms: int) -> Write:
 
 
 def end_of_search(info: SearchInfo, state: str, time_ms: int) -> Write:
-    """The write that ends the search run; see `end_of`."""
+    """The write that ends the search run; see `end_of`. What names the winner stays: only with one is it FINISHED."""
     end = end_of(RunKey(), state, time_ms)
-    return replace(end, tags={**end.tags, NOTE_TAG: note(info, state)})
+    return end if state == "FINISHED" else replace(end, tags={**end.tags, NOTE_TAG: note(info, f"{state}.")})
 
 
 def metric_name(text: str) -> str:
@@ -216,7 +215,20 @@ def _winner(event: Event, info: SearchInfo) -> Write:
     }
     tags = as_tags({f"winner_{name}": value for name, value in event.get("params", {}).items()})
     tags.update(as_tags({"winner_trial": event["trial"], "winner_seed": event.get("seed")}))
+    tags[NOTE_TAG] = note(info, _winner_sentence(event, info))
+    values["score"] = (event.get("validation") or {}).get("mean")  # the column in which the trials have theirs
     return Write(RunKey(), _time_ms(event), metrics=_metrics(values), tags=tags)
+
+
+def _winner_sentence(event: Event, info: SearchInfo) -> str:
+    """The winner in words, the trial and its score first."""
+    parts = [
+        f"{split} {info.metric} {event[split]['mean']:.3f} ± {event[split]['se']:.3f}"
+        for split in ("test", "validation")
+        if event.get(split)
+    ]
+    settings = ", ".join(f"{name} {value}" for name, value in event.get("params", {}).items())
+    return f"Winner: trial {event['trial']}, {', '.join(parts)} (mean over seeds ± standard error); {settings}."
 
 
 def _finished(event: Event, info: SearchInfo) -> Write:

@@ -300,7 +300,7 @@ class Experiment:
         say(f"Report:   {self.folder / REPORT}")
         say(f"Predict:  python -m adept_tune.predict --adapter {self.folder / ADAPTER} --text '...'")
         if isinstance(self.tracker, MlflowTracker):
-            say(f"Look:     {self.tracker.view_hint}")
+            say("Look:     " + self.tracker.view_hint.replace("\n", "\n          "))
 
     def _comparison(self, retrain: Retrain, winner: TrialRecord) -> str:
         baseline = self._baseline(retrain)
@@ -386,6 +386,8 @@ def _info(spec: SearchSpec, folder: Path, materials: Materials) -> SearchInfo:
     commit = git_commit(Path(__file__).resolve().parents[1])
     shown = ("trials", "max_steps", "batch_size", "scheduler", "sampler", "labels", "finalists", "seeds", "seed")
     found = versions()
+    space = materials.space
+    settings = space.shown(next(space.corners()))
     return SearchInfo(
         search_id=spec.search_id,
         name=folder.name,
@@ -401,5 +403,6 @@ def _info(spec: SearchSpec, folder: Path, materials: Materials) -> SearchInfo:
             SPEC: spec.model_dump_json(indent=2),
             "versions.txt": "".join(f"{name}=={version}\n" for name, version in found.items()),
         },
+        columns=[name for name in dict.fromkeys([*space.method.parameters, *settings]) if name in settings],
         demonstration=materials.task.demonstration,
     )

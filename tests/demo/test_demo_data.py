@@ -18,6 +18,7 @@ LABEL_STYLES = {"digits": ("0", "1"), "words": ("no", "yes")}
 PROMPT_INIT = "Classify this text is postive or not:"
 SIZE_LIMIT_MIB = 4
 
+
 def rows(split: str) -> list[make_demo.Row]:
     lines = (DEMO_DIR / "data" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]

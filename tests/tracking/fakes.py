@@ -18,6 +18,7 @@ INFO = SearchInfo(
     params={"model": "t5-small", "trials": 5, "max_steps": 80},
     tags={"seed": "7"},
     artifacts={"space.yaml": "budget: 76800\n"},
+    columns=("prompt_length", "ffn_width", "prompt_lr", "ffn_lr"),
 )
 TRACEBACK = "Traceback (most recent call last):\n  File 'x'\nRuntimeError: out of memory\n"
 
@@ -41,6 +42,8 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.runs: dict[str, FakeRun] = {}
+        self.experiment_id = "7"
+        self.experiment_tags: dict[str, str] = {}
         self.alive = True
         self.calls: list[str] = []
         self.answer_lost = False
@@ -49,6 +52,10 @@ class FakeStore:
         """The only run of that name."""
         (found,) = [run for run in self.runs.values() if run.name == name]
         return found
+
+    def tag_experiment(self, name: str, value: str) -> None:
+        self._call(f"tag {name}")
+        self.experiment_tags[name] = value
 
     def find(self, search_id: str) -> Sequence[StoredRun]:
         self._call("find")

@@ -124,10 +124,14 @@ def test_translate_winner_summarises_on_the_search_run() -> None:
     write = translate(event, INFO)
     assert write is not None
     assert write.key == RunKey()
+    note = write.tags.pop("mlflow.note.content")
     assert write.tags == {"winner_trial": "3", "winner_seed": "2", "winner_prompt_length": "60"}
+    assert note.startswith("Winner: trial 3, test matthews 0.800 ± nan, validation matthews 0.900 ± 0.010 ")
+    assert "; prompt_length 60.\n" in note
     assert write.metrics["winner_validation_mean"] == 0.9
     assert math.isnan(write.metrics["winner_test_se"])
-    assert len(write.metrics) == 6
+    assert write.metrics["score"] == 0.9
+    assert len(write.metrics) == 7
 
 
 def test_translate_lets_other_kinds_pass() -> None:
