@@ -65,7 +65,7 @@ PACKAGE = Path(adept_tune.__file__).parent
 
 LEGEND = (
     "`?`: cannot be told, since the restored search did not come to its end. Against the first uninterrupted run:",
-    "configurations, decisions (what ASHA said of a trial at each rung and at its end), rung entries (missing, too many",
+    "configurations, decisions (what ASHA said of a trial at each rung and at its end), rung entries (missing, added",
     "or of another value, in the tables at the end) and the best configuration.",
     "",
     "- Trials lost: without a last report in Tune's results, or with an error. Made twice: one number under two ids.",

@@ -88,6 +88,7 @@ def test_table_names_the_winner_beside_the_search(page: Any, trials_page: str, f
     (winner,) = finished.of("winner")
     metric = finished.adapter["task"]["metric"]
     cells = shown_table(page)[parent_name(finished)]
+    assert cells["winner_trial"] == str(winner["trial"])
     assert float(cells["score"]) == pytest.approx(winner["validation"]["mean"], abs=1e-9)
     said = f"Winner: trial {winner['trial']}, test {metric} {winner['test']['mean']:.3f}"
     assert cells["Description"].startswith(said)
