@@ -26,7 +26,7 @@ class Outlook:
         slots: Trials that can run at once.
         rungs: Steps at which trials are compared.
         expected_s: Wall time the plan expects; None where there is none.
-        look: Address of the MLflow page, or the command that serves it.
+        look: Tells the address of the MLflow page, and the command that serves it; the address may change early on.
         demonstration: Whether the results are a demonstration only.
     """
 
@@ -35,7 +35,7 @@ class Outlook:
     slots: int
     rungs: Sequence[int]
     expected_s: float | None
-    look: str
+    look: Callable[[], str]
     demonstration: bool = False
 
 
@@ -175,7 +175,7 @@ class Console:
             ("rungs", rungs or "none"),
             ("slots", f"{num_running} of {outlook.slots} in use"),
             ("time", f"{_clock_face(elapsed)}{left}"),
-            ("look", outlook.look),
+            ("look", outlook.look()),
         ]
         if record.reruns:
             done = sum(story.state == "FINISHED" for story in record.reruns.values())

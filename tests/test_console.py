@@ -8,7 +8,7 @@ from adept_tune.console import Console, Outlook
 from adept_tune.tuning.record import Record
 from adept_tune.tuning.spec import SearchSpec
 
-OUTLOOK = Outlook("accuracy", True, 2, [4], 60.0, "http://127.0.0.1:5000", demonstration=True)
+OUTLOOK = Outlook("accuracy", True, 2, [4], 60.0, lambda: "http://127.0.0.1:5000", demonstration=True)
 
 
 @pytest.fixture

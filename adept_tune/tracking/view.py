@@ -8,6 +8,7 @@ import json
 from adept_tune.tracking.base import SearchInfo
 
 VIEW_TAG = "mlflow.sharedViewState."
+RATE = "_lr"
 RESULTS = ("tags.`end_state`", "tags.`winner_trial`", "metrics.`score`", "metrics.`validation_loss`", "metrics.`step`")
 WIDTHS = {
     "attributes.`Run Name`": 215,
@@ -28,7 +29,9 @@ def view_tag(info: SearchInfo) -> tuple[str, str]:
 
     Source: `savedViewEnvelope.ts` and `ExperimentPageUIState.tsx` of MLflow 3.17.
     """
-    settings = [f"params.`{name}`" for name in (*info.columns, "num_parameters")]
+    rates = [name for name in info.columns if name.endswith(RATE)]
+    sizes = [name for name in info.columns if name not in rates]
+    settings = [f"params.`{name}`" for name in (*sizes, "num_parameters", *rates)]
     chosen = [*RESULTS, *settings, "attributes.`Description`"]
     order = ["attributes.`Run Name`", "runDateAndNestInfo", *chosen, "duration"]
     state = {
@@ -46,5 +49,9 @@ def page_of(experiment_id: str, info: SearchInfo) -> str:
 
 
 def _width(column: str) -> int:
-    """Pixels for the heading of a metric, param or tag, or for a number of five digits."""
-    return max(75, 30 + 6 * len(column.split("`")[1]))
+    """Pixels for the heading of a metric, param or tag, or for a number of five digits; a rate is never cut off.
+
+    Without its exponent 5.0592e-05 would read as 5.0592.
+    """
+    name = column.split("`")[1]
+    return 170 if name.endswith(RATE) else max(75, 30 + 6 * len(name))

@@ -324,7 +324,7 @@ class Experiment:
             slots=self._share.concurrent,
             rungs=list(shape_of(self.spec, task).rule(self.spec.max_steps).steps(0)),
             expected_s=self.spec.expected_s,
-            look=self.tracker.view_hint if isinstance(self.tracker, MlflowTracker) else "",
+            look=lambda: self.tracker.view_hint if isinstance(self.tracker, MlflowTracker) else "",
             demonstration=task.demonstration,
         )
 

@@ -32,14 +32,14 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def look(finished: Finished) -> tuple[str, str]:
+def look(chromium: str, finished: Finished) -> tuple[str, str]:
     """The command and the address that the search ends with."""
     found = re.search(r"^Look: +(\S.*)\n +and open (\S+)$", finished.output, re.M)
     assert found is not None, finished.output
     return found[1], found[2]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def trials_page(look: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of the table of trials, whose server runs as the search says; only the port is another."""
     command, address = look
