@@ -147,7 +147,7 @@ def compare(reference: Path, folder: Path, options: argparse.Namespace) -> Outco
     ours, theirs = events_of(folder), events_of(reference)
     checks = {
         "reports done twice": _same(0, repeated(ours)),
-        "MLflow": _same(mlflow_runs(reference), mlflow_runs(folder)),
+        "MLflow": _same(runs_of(ours), mlflow_runs(folder)),
     }
     if options.slots > 1:
         proposed = Counter(event["trial"] for event in ours if event["event"] == "proposed")
@@ -182,6 +182,16 @@ def repeated(events: list[Event]) -> int:
         if event["event"].endswith("reported")
     )
     return sum(count - 1 for count in seen.values())
+
+
+def runs_of(events: list[Event]) -> dict[str, int]:
+    """The runs that MLflow must have of a finished search, each once, by name, status and end state."""
+    ends = [event for event in events if event["event"] in ("ended", "retrain_ended")]
+    names = [f"trial-{e['trial']:04d}" + (f"-seed-{e['seed']}" if "seed" in e else "") for e in ends]
+    states = [event["state"] for event in ends]
+    statuses = ["FAILED" if state == "FAILED" else "FINISHED" for state in states]
+    runs = [f"{name} {status} {state}" for name, status, state in zip(names, statuses, states, strict=True)]
+    return dict(Counter(["search FINISHED FINISHED", *runs]))
 
 
 def mlflow_runs(folder: Path) -> dict[str, int]:

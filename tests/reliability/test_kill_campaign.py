@@ -52,6 +52,13 @@ def test_a_difference_is_told(tmp_path: Path) -> None:
     assert kill_campaign._same(b"a", b"b") == "differs"
     event = {"event": "reported", "trial": 0, "step": 4}
     assert kill_campaign.repeated([event, event, event | {"step": 5}]) == 1
+    ended = {"event": "ended", "trial": 3, "state": "FAILED"}
+    runs = kill_campaign.runs_of([ended, ended | {"event": "retrain_ended", "seed": 2, "state": "DIVERGED"}])
+    assert runs == {
+        "search FINISHED FINISHED": 1,
+        "trial-0003 FAILED FAILED": 1,
+        "trial-0003-seed-2 FINISHED DIVERGED": 1,
+    }
     assert not kill_campaign.Outcome({"a": "same", "b": "differs"}).exact
 
 
