@@ -7,36 +7,14 @@ import pytest
 from adept_tune.console import Console, Outlook
 from adept_tune.tuning.record import Record
 from adept_tune.tuning.spec import SearchSpec
+from tests.support.search import spec_fields
 
 OUTLOOK = Outlook("accuracy", True, 2, [4], 60.0, lambda: "http://127.0.0.1:5000", demonstration=True)
 
 
 @pytest.fixture
 def record() -> Record:
-    return Record(
-        SearchSpec(
-            search_id="s",
-            task="sst2",
-            data_dir=None,
-            data_fingerprint="f",
-            backbone={
-                "name": "m",
-                "revision": "r" * 40,
-                "model_type": "t5",
-                "d_model": 16,
-                "vocab_size": 32,
-                "local": True,
-            },
-            method="adept",
-            space={"method": "adept", "parameters": {}},
-            fixed={},
-            labels="digits",
-            trials=3,
-            max_steps=8,
-            slots=2,
-            device="cpu",
-        )
-    )
+    return Record(SearchSpec(**spec_fields(max_steps=8)))
 
 
 EVENTS = [

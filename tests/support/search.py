@@ -42,6 +42,26 @@ def properties(max_examples: int) -> settings:
     )
 
 
+def spec_fields(**changes: Any) -> dict[str, Any]:
+    """Fields of a sound spec of a small search."""
+    backbone = {"name": "m", "revision": "r" * 40, "model_type": "t5", "d_model": 16, "vocab_size": 32, "local": True}
+    return {
+        "search_id": "s",
+        "task": "sst2",
+        "data_dir": None,
+        "data_fingerprint": "f",
+        "backbone": backbone,
+        "method": "adept",
+        "space": {"method": "adept", "parameters": {}},
+        "fixed": {},
+        "labels": "digits",
+        "trials": 3,
+        "max_steps": 10,
+        "slots": 2,
+        "device": "cpu",
+    } | changes
+
+
 def space_of(parameters: dict[str, Any] | None = None, method: str = "adept", **others: Any) -> SearchSpace:
     """A resolved space from its parts."""
     file = SpaceFile.model_validate(

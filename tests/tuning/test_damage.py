@@ -15,23 +15,9 @@ from adept_tune.tuning.experiment import progress_of
 from adept_tune.tuning.journal import EVENTS, Journal
 from adept_tune.tuning.record import Record
 from adept_tune.tuning.spec import JOURNAL, SPEC, SearchSpec
-from tests.support.search import SPACE, properties
+from tests.support.search import SPACE, properties, spec_fields
 
-SPEC_FIELDS = {
-    "search_id": "abc",
-    "task": "sst2",
-    "data_dir": None,
-    "data_fingerprint": "f",
-    "backbone": {"name": "m", "revision": "r", "model_type": "t5", "d_model": 16, "vocab_size": 32, "local": True},
-    "method": "adept",
-    "space": {"method": "adept", "parameters": SPACE},
-    "fixed": {},
-    "labels": "digits",
-    "trials": 3,
-    "max_steps": 10,
-    "slots": 1,
-    "device": "cpu",
-}
+SPEC_FIELDS = spec_fields(space={"method": "adept", "parameters": SPACE})
 VALUES: dict[type, Any] = {int: 0, float: 0.5, str: "FINISHED", dict: {}, list: []}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

@@ -10,6 +10,7 @@ from adept_tune.tuning.record import Record
 from adept_tune.tuning.report import write_report
 from adept_tune.tuning.space import read_space
 from adept_tune.tuning.spec import SearchSpec
+from tests.support.search import spec_fields
 
 
 def params(lr: float) -> dict[str, object]:
@@ -56,28 +57,8 @@ EVENTS = [
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> Path:
-    SearchSpec(
-        search_id="s",
-        task="sst2",
-        data_dir=None,
-        data_fingerprint="f",
-        backbone={
-            "name": "m",
-            "revision": "r" * 40,
-            "model_type": "t5",
-            "d_model": 16,
-            "vocab_size": 32,
-            "local": True,
-        },
-        method="adept",
-        space=read_space("adept").model_dump(mode="json"),
-        fixed={},
-        labels="digits",
-        trials=3,
-        max_steps=9,
-        slots=2,
-        device="cpu",
-    ).write(tmp_path)
+    space = read_space("adept").model_dump(mode="json")
+    SearchSpec(**spec_fields(space=space, max_steps=9)).write(tmp_path)
     return tmp_path
 
 
