@@ -1,12 +1,13 @@
 """What the command lines share: exit codes and how a message reaches a person."""
 
 import contextlib
+import errno
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
 
-from adept_tune.errors import AdeptError, StorageError
+from adept_tune.errors import AdeptError, StoppedError
 
 DONE, STOPPED, BAD_INPUT, NOTHING_FINISHED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -26,13 +27,18 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """Run a command; bad input becomes one message and exit code 2, a full disk 1, an interrupt 130."""
+    """Run a command; bad input becomes one message and exit code 2, what stops a search 1, an interrupt 130."""
     treat_termination_as_interrupt()
     try:
         return run()
     except AdeptError as error:
         print(f"error: {error}", file=sys.stderr)
-        return STOPPED if isinstance(error, StorageError) else BAD_INPUT
+        return STOPPED if isinstance(error, StoppedError) else BAD_INPUT
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error}; make room, and give the same command again (a search with --resume)", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
         print("interrupted; what was done is kept", file=sys.stderr)
         return INTERRUPTED

@@ -160,17 +160,16 @@ class Console:
         return Panel(Group(head, Text(), table), title=title, border_style="dim")
 
     def _facts(self, record: "Record", outlook: Outlook, num_running: int) -> list[tuple[str, str]]:
-        states = [story.state for story in record.trials.values()]
+        trials = list(record.trials.values())  # the view is drawn in a thread of its own
+        states = [story.state for story in trials]
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states) if s != "RUNNING") or "none ended"
         elapsed = self._clock() - self._begun
         left = (
             "" if outlook.expected_s is None else f", about {_clock_face(max(0.0, outlook.expected_s - elapsed))} left"
         )
-        rungs = ", ".join(
-            f"{sum(step in s.scores for s in record.trials.values())} at {step}" for step in outlook.rungs
-        )
+        rungs = ", ".join(f"{sum(step in story.scores for story in trials)} at {step}" for step in outlook.rungs)
         facts = [
-            ("best so far", self._best(record, outlook)),
+            ("best so far", self._best(trials, outlook)),
             ("trials", f"{len(record.trials)} of {record.spec.trials} proposed; {counts}"),
             ("rungs", rungs or "none"),
             ("slots", f"{num_running} of {outlook.slots} in use"),
@@ -178,12 +177,12 @@ class Console:
             ("look", outlook.look()),
         ]
         if record.reruns:
-            done = sum(story.state == "FINISHED" for story in record.reruns.values())
-            facts.insert(2, ("retraining", f"{done} of {record.spec.finalists * record.spec.seeds} runs done"))
+            done = sum(story.state == "FINISHED" for story in list(record.reruns.values()))
+            facts.insert(2, ("retraining", f"{done} of {record.num_reruns} runs done"))
         return facts
 
-    def _best(self, record: "Record", outlook: Outlook) -> str:
-        scored = [story for story in record.trials.values() if story.score is not None]
+    def _best(self, trials: "Sequence[TrialStory]", outlook: Outlook) -> str:
+        scored = [story for story in trials if story.score is not None]
         if not scored:
             return "no trial has been evaluated yet"
         sign = 1 if outlook.maximize else -1
@@ -192,7 +191,9 @@ class Console:
             return sign * (story.score or 0.0)
 
         best = max(scored, key=rank)
-        return f"trial {best.number}, {outlook.metric} {best.score:.4f} at step {best.step}: {shown(best.params)}"
+        return (
+            f"trial {best.number}, {outlook.metric} {best.score:.4f} at step {max(best.scores)}: {shown(best.params)}"
+        )
 
 
 def shown(params: Mapping[str, Any]) -> str:

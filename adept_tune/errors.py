@@ -38,7 +38,11 @@ class StateError(AdeptError):
     """A stored file that is missing, damaged, or belongs to something else."""
 
 
-class StorageError(AdeptError):
+class StoppedError(AdeptError):
+    """A search that cannot go on for now; nothing of it is lost, and it can be resumed."""
+
+
+class StorageError(StoppedError):
     """A disk or an object store that does not take what must be kept."""
 
 

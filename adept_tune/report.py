@@ -13,9 +13,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
 
     def run() -> int:
+        from adept_tune.errors import SpecError
         from adept_tune.tuning.report import write_report
 
-        for path in write_report(arguments.experiment):
+        try:
+            written = write_report(arguments.experiment)
+        except OSError as error:
+            raise SpecError(f"--experiment {arguments.experiment}: cannot write there ({error.strerror})") from error
+        for path in written:
             print(path)
         return 0
 

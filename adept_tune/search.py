@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     effort = p.add_argument_group("how much")
     effort.add_argument("--trials", type=int, help="configurations to try (default: what fits the time budget)")
     effort.add_argument("--max-steps", type=int, help="optimizer steps of a full trial (default: what fits)")
-    effort.add_argument("--batch-size", type=int, default=32, help="rows of a step (default 32, as published)")
+    effort.add_argument("--batch-size", type=int, help="rows of a step (default 32, as published; demo: 16)")
     effort.add_argument("--time-budget", help="wall time for everything, e.g. 90m, 8h (default 1h; 8h with a GPU)")
     effort.add_argument("--finalists", type=int, default=3, help="configurations to retrain (default 3)")
     effort.add_argument("--seeds", type=int, default=3, help="retrainings of each finalist (default 3)")
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="fix a trial setting or an option")
     where = p.add_argument_group("where")
     where.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    where.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the backbone (default fp32)")
+    where.add_argument("--precision", default="fp32", help="of the backbone: fp32 (default), bf16, or auto, the faster")
     where.add_argument("--trials-per-gpu", default="auto", help="trials fused on a device, or auto (default)")
     where.add_argument("--address", help="local, auto or a Ray cluster's address (default: RAY_ADDRESS, else local)")
     where.add_argument("--experiment", type=Path, help="folder of this search (default runs/TASK-METHOD-TIME)")
@@ -78,7 +78,7 @@ def request(arguments: argparse.Namespace) -> "Request":
     Raises:
         SpecError: A value that argparse cannot judge.
     """
-    from adept_tune.tuning.options import split_settings, wall_time_s, whole_number_or_auto
+    from adept_tune.tuning.options import precision_or_auto, split_settings, wall_time_s, whole_number_or_auto
     from adept_tune.tuning.search import Request
 
     fixed, options = split_settings(arguments.set)
@@ -105,7 +105,7 @@ def request(arguments: argparse.Namespace) -> "Request":
         tracking_uri=arguments.tracking_uri,
         experiment=arguments.experiment,
         device=arguments.device,
-        precision=arguments.precision,
+        precision=precision_or_auto(arguments.precision),
         resume=arguments.resume,
         dry_run=arguments.dry_run,
         verbose=arguments.verbose,

@@ -17,6 +17,18 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _TOKENIZER = ("config.json", "generation_config.json", "tokenizer*", "spiece.model", "special_tokens_map.json")
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model")
 _SAMPLE_BYTES = 1 << 20
+_FAST_BF16 = ("avx512_bf16", "amx_bf16")  # processors with instructions for products of bf16 matrices
+
+
+def best_precision(device: str) -> Precision:
+    """What a device is fast at: bf16 on a GPU, and on a processor that multiplies bf16 matrices itself."""
+    if device == "cuda":
+        return "bf16"
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return "fp32"
+    return "bf16" if any(flag in flags for flag in _FAST_BF16) else "fp32"
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class Engine:
         self._loss_K = torch.zeros(num_slots, dtype=torch.float64, device=self._device)
         self._layout = self._new_layout(*widest)
         self._prompt_columns_N = self._layout.prompt_columns(self._device)
-        self._flat = [self._zeros() for _ in range(3)]
+        self._flat = [self._zeros(self._layout) for _ in range(3)]
 
     # -- slots ---------------------------------------------------------------------------------------------------
 
@@ -300,10 +300,15 @@ class Engine:
         rates = self._rates(seats)
         old = [flat_KN.index_select(0, index_K) for flat_KN in self._flat]
         new = adamw(old[0], clip(gradient_KN, rates.clip_norm_K), old[1], old[2], self._prompt_columns_N, rates)
-        for flat_KN, before_KN, after_KN in zip(self._flat, old, new, strict=True):
-            flat_KN[index_K] = torch.where(finite_K[:, None], after_KN, before_KN)
+        kept = [
+            torch.where(finite_K[:, None], after_KN, before_KN) for before_KN, after_KN in zip(old, new, strict=True)
+        ]
+        loss_K = self._loss_K[index_K] + loss_K.double()
+        # Nothing from here on needs memory worth naming: the update is made whole, or where it raised not at all.
+        for flat_KN, kept_KN in zip(self._flat, kept, strict=True):
+            flat_KN.index_copy_(0, index_K, kept_KN)
         self._diverged_K[index_K] = ~finite_K
-        self._loss_K[index_K] += loss_K.double()
+        self._loss_K[index_K] = loss_K
 
     def _rates(self, seats: Sequence[_Seat]) -> Rates:
         configs = [seat.config for seat in seats]
@@ -402,20 +407,19 @@ class Engine:
         widest = max(old.widest.width, sizes.width)
         if (longest, widest) == (old.widest.prompt_length, old.widest.width):
             return
-        before = self._flat
-        self._layout = self._new_layout(longest, widest)
-        self._prompt_columns_N = self._layout.prompt_columns(self._device)
-        self._flat = [self._zeros() for _ in before]
+        new = self._new_layout(longest, widest)
+        flat = [self._zeros(new) for _ in self._flat]
         for slot, seat in enumerate(self._seats):
             if seat is not None:
-                for old_KN, new_KN in zip(before, self._flat, strict=True):
-                    new_KN[slot] = self._layout.pack(old.unpack(old_KN[slot], seat.sizes), seat.sizes)
+                for old_KN, new_KN in zip(self._flat, flat, strict=True):
+                    new_KN[slot] = new.pack(old.unpack(old_KN[slot], seat.sizes), seat.sizes)
+        self._layout, self._flat, self._prompt_columns_N = new, flat, new.prompt_columns(self._device)
 
     def _new_layout(self, prompt_length: int, width: int) -> Layout:
         return Layout(self.method, Sizes(prompt_length, width, self.backbone.d_model, self.data.max_source_length))
 
-    def _zeros(self) -> Tensor:
-        return torch.zeros(self.num_slots, self._layout.num_columns, dtype=self._dtype, device=self._device)
+    def _zeros(self, layout: Layout) -> Tensor:
+        return torch.zeros(self.num_slots, layout.num_columns, dtype=self._dtype, device=self._device)
 
     def _unpacked(self, flat_N: Tensor, sizes: Sizes) -> dict[str, Tensor]:
         return {name: tensor.cpu() for name, tensor in self._layout.unpack(flat_N, sizes).items()}

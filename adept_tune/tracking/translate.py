@@ -232,7 +232,7 @@ def _winner_sentence(event: Event, info: SearchInfo) -> str:
 
 
 def _finished(event: Event, info: SearchInfo) -> Write:
-    return end_of_search(info, event["state"], _time_ms(event))
+    return end_of(RunKey(), event["state"], _time_ms(event))  # its note is the tracker's to write when it closes
 
 
 KINDS: dict[str, Callable[[Event, SearchInfo], Write | None]] = {

@@ -4,13 +4,15 @@ Hosts belong to the broker, so they die with it, and it dies with the driver: no
 """
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from adept_tune.tuning.host import Host, HostPlan, Saved
+from adept_tune.errors import StateError
+from adept_tune.tuning.host import STOPPED, Host, HostPlan, Saved
 from adept_tune.tuning.store import Store
 from adept_tune.tuning.work import Progress
 
@@ -71,17 +73,20 @@ class Broker:
         self._made = 0
         self._seated: dict[str, Any] = {}
         self._closed: set[str] = set()
+        self._dismissed = False
         self._making: dict[str, asyncio.Lock] = {}  # by device, so that hosts load side by side
 
     async def admit(self, job: str, node_id: str, gpu: str | None) -> Seat:
         """A host on the caller's device, and the state its job goes on from.
 
         Raises:
-            RuntimeError: The job has failed for good.
+            RuntimeError: The job has failed for good, or the search was stopped.
         """
         if job in self._closed:
             raise RuntimeError(f"{job} has failed for good")
         host_name, host = await self.host(node_id, gpu)
+        if self._dismissed:
+            raise RuntimeError(STOPPED)
         incarnation = self._incarnations[job] = self._incarnations.get(job, -1) + 1
         old = self._seated.get(job)
         if old is not None and old is not host:
@@ -132,7 +137,8 @@ class Broker:
             return name, host
 
     def dismiss(self) -> None:
-        """After a halt, let go of the trials that wait."""
+        """After a halt, let go of the trials that wait, and take in no more."""
+        self._dismissed = True
         for _, host in self._hosts.values():
             host.dismiss.remote()
 
@@ -150,10 +156,15 @@ class Broker:
     def journalled(self, job: str, step: int) -> None:
         """The driver has journalled a report; from now on the job goes on from there."""
         self._progress[job] = Progress(step, step)
+        self._refused.discard((job, step))  # it has been written anew
+
+    def ping(self) -> None:
+        """Be there."""
 
     def _newest(self, job: str, newest: int) -> tuple[int, bytes | None]:
         """The newest state that is there, not refused, and no newer than the journal says; 0 and None for none."""
         for step in reversed(self._store.steps(job)):
             if step <= newest and (job, step) not in self._refused:
-                return step, self._store.read(job, step)[0]
+                with contextlib.suppress(StateError):  # the driver has dropped it meanwhile
+                    return step, self._store.read(job, step)[0]
         return 0, None

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from adept_tune.tuning.trial import ask_host
 from adept_tune.tuning.work import Progress
 
 LOCAL = "local"
+TRIES = 3  # of a question whose host dies
 
 
 @contextmanager
@@ -39,6 +40,7 @@ def ray_session(address: str, verbose: bool) -> Iterator[None]:
     if not verbose:
         os.environ.setdefault("RAY_DEDUP_LOGS", "1")
         logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's failures are told by us, and in its record
     options: dict[str, Any] = {
         "namespace": NAMESPACE,
         "log_to_driver": verbose,
@@ -111,24 +113,31 @@ def settle(broker: str, num_threads: int) -> None:
     ray.get(ray.get_actor(broker, namespace=NAMESPACE).settle.remote(num_threads))
 
 
-def forget(broker: str, jobs: Sequence[str]) -> None:
-    """Let the broker start these jobs from nothing, whatever it knew of them."""
+def rewind(broker: str, steps: Mapping[str, int]) -> None:
+    """Let the broker start jobs from these steps, whatever it knew of them; 0 is their start."""
     actor = ray.get_actor(broker, namespace=NAMESPACE)
-    ray.get([actor.journalled.remote(job, 0) for job in jobs])
+    ray.get([actor.journalled.remote(job, step) for job, step in steps.items()])
 
 
 def ask(broker: str, share: Share, method: str, *argument_lists: Sequence[Any]) -> list[Any]:
     """Let hosts answer, each question from a task that holds a trial's share; as many at once as fit.
 
+    A host that dies is made anew and asked again.
+
     Raises:
         AdeptError: What the host raised.
     """
     task = ask_host.options(num_cpus=share.num_cpus, num_gpus=share.num_gpus)
-    try:
-        answers: list[Any] = ray.get([task.remote(broker, method, *arguments) for arguments in argument_lists])
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        while isinstance(cause, ray.exceptions.RayTaskError):
-            cause = cause.cause
-        raise (cause or error) from None
-    return answers
+    for tries_left in reversed(range(TRIES)):
+        try:
+            return list(ray.get([task.remote(broker, method, *arguments) for arguments in argument_lists]))
+        except ray.exceptions.WorkerCrashedError:
+            if not tries_left:
+                raise
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            while isinstance(cause, ray.exceptions.RayTaskError):
+                cause = cause.cause
+            if not (tries_left and isinstance(cause, ray.exceptions.RayActorError)):
+                raise (cause or error) from None
+    raise AssertionError("the last try returns or raises")

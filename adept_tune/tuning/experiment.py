@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
@@ -13,17 +14,17 @@ from adept_tune.adapter import save_adapter
 from adept_tune.console import Console, Outlook, shown
 from adept_tune.engine.config import TrialConfig
 from adept_tune.engine.state import TrialState
-from adept_tune.errors import StorageError
+from adept_tune.errors import StoppedError, StorageError
 from adept_tune.tasks import Task
 from adept_tune.tasks.metrics import direction
 from adept_tune.tracking import MlflowTracker, SearchInfo, Tracker, git_commit, versions
-from adept_tune.tuning.cluster import ask, forget
+from adept_tune.tuning.cluster import ask, rewind
 from adept_tune.tuning.interrupt import Interrupt
 from adept_tune.tuning.journal import Event, Journal
 from adept_tune.tuning.materials import Materials
 from adept_tune.tuning.plan import Shape
 from adept_tune.tuning.ray_tune import Share, run_work
-from adept_tune.tuning.record import Record
+from adept_tune.tuning.record import Record, parts_s
 from adept_tune.tuning.report import REPORT, write_report
 from adept_tune.tuning.retrain import Rerun, Retrain, Spread, rerun_name
 from adept_tune.tuning.samplers import derive_seed, make_proposer
@@ -78,17 +79,24 @@ class Experiment:
         Returns:
             The exit code: 0 done, 3 no trial finished.
         """
-        return self._tracked(self._whole)
+        return self._tracked(self._whole, f"The same command with --resume {self.folder}")
 
     def run_retrain_only(self) -> int:
-        """Retrain anew what the journal says was best. Returns the exit code."""
+        """Retrain what the journal says was best: anew, or from where such a retraining was interrupted.
+
+        Returns:
+            The exit code.
+        """
+        kinds = [event["event"] for event in self._events]
+        begun = max((i for i, kind in enumerate(kinds) if kind == "retraining"), default=len(kinds))
+        unfinished = [] if "winner" in kinds[begun:] else self._events
 
         def again() -> int:
             study = self.study(lambda: False)
             study.replay(search_events(self._events))
-            return self._finish(study, [])
+            return self._finish(study, unfinished)
 
-        return self._tracked(again)
+        return self._tracked(again, "The same command")
 
     def study(self, out_of_time: Callable[[], bool]) -> Study:
         """The search phase, before its first trial."""
@@ -108,10 +116,14 @@ class Experiment:
             out_of_time,
         )
 
-    def _tracked(self, phase: Callable[[], int]) -> int:
+    def _tracked(self, phase: Callable[[], int], resuming: str) -> int:
         """Run a phase between the tracker's start and a true end of every run.
 
         The tracker is told the journal again: what it has written it leaves, what a kill kept from it it writes.
+
+        Args:
+            phase: What to do; returns the exit code.
+            resuming: What goes on from where it is stopped.
         """
         self.tracker.start(_info(self.spec, self.folder, self.materials))
         record = Record(self.spec)
@@ -122,16 +134,18 @@ class Experiment:
         state = "FAILED"
         try:
             with self._interrupt.heeded():
+                if self._events:
+                    self._tell({"event": "resumed"})
                 code = phase()
             state = "FINISHED" if code == 0 else "FAILED"
             return code
-        except StorageError:
+        except (StoppedError, OSError):  # a full disk for the most part
             state = "INTERRUPTED"
             raise
         except KeyboardInterrupt:
             state = "INTERRUPTED"
             self.console.end()
-            self.console.say(f"Stopped. The same command with --resume {self.folder} goes on from here.")
+            self.console.say(f"Stopped. {resuming} goes on from here.")
             raise
         finally:
             self.console.end()
@@ -142,7 +156,8 @@ class Experiment:
 
     def _whole(self) -> int:
         budget = self.spec.time_budget_s
-        deadline = None if budget is None else self._begun + budget - 1.1 * self.spec.retrain_s
+        spent_s = sum(parts_s(self._events).values())  # in earlier sessions
+        deadline = None if budget is None else self._begun + budget - spent_s - 1.1 * self.spec.retrain_s
         study = self.study(lambda: deadline is not None and monotonic() > deadline)
         study.replay(search_events(self._events))
         interrupted = self._run(study)
@@ -169,9 +184,10 @@ class Experiment:
         retraining = [i for i, event in enumerate(events) if event["event"] == "retraining"]
         if retraining and retrain.same(events[retraining[-1]]):
             retrain.replay(events[retraining[-1] :])
+            rewind(self._broker, retrain.reopen_damaged())
         else:
             retrain.begin()
-            forget(self._broker, list(retrain.reruns))
+            rewind(self._broker, dict.fromkeys(retrain.reruns, 0))
         interrupted = self._run(retrain)
         running = [name for name, rerun in retrain.reruns.items() if rerun.state is None]
         self._end_interrupted(retrain, running, interrupted)
@@ -180,7 +196,7 @@ class Experiment:
             self.console.say("No finalist came to its end; the ends above say why.")
             return 3
         self._conclude(retrain, winner)
-        unfinished = {trial.name for trial in study.trials.values() if trial.state is End.INTERRUPTED}
+        unfinished = {trial.name for trial in study.trials.values() if trial.state in (None, End.INTERRUPTED)}
         self._store.keep_only({trial.name for trial in finalists} | set(retrain.reruns) | unfinished)
         return 0
 
@@ -221,11 +237,18 @@ class Experiment:
         if not retrain.crowned:
             self._tell(event | self._compared(retrain, winner))
         self.tracker.log_adapter(self.folder / ADAPTER, self.materials.task.columns)
-        page, *plots = write_report(self.folder)
-        for path in (page, *plots):
-            self.tracker.log_artifact(path, "report")
+        self._report()
         self.console.end()
         self._show_result(retrain, winner, best, test)
+
+    def _report(self) -> None:
+        """Write the report; that a picture cannot be drawn or written must not cost the result."""
+        try:
+            for path in write_report(self.folder):
+                self.tracker.log_artifact(path, "report")
+        except Exception as error:  # of a full disk, matplotlib or Optuna
+            again = f"{sys.executable} -m adept_tune.report --experiment {self.folder}"
+            self.console.say(f"warning: no report ({type(error).__name__}: {error}); later: {again}")
 
     def _compared(self, retrain: Retrain, winner: TrialRecord) -> dict[str, Any]:
         """What an event says of the baseline; nothing where there is none."""
@@ -298,7 +321,7 @@ class Experiment:
         say(self._comparison(retrain, winner))
         say(f"Exported seed {best.seed}, the best on validation: {self.folder / ADAPTER}")
         say(f"Report:   {self.folder / REPORT}")
-        say(f"Predict:  python -m adept_tune.predict --adapter {self.folder / ADAPTER} --text '...'")
+        say(f"Predict:  {sys.executable} -m adept_tune.predict --adapter {self.folder / ADAPTER} --text '...'")
         if isinstance(self.tracker, MlflowTracker):
             say("Look:     " + self.tracker.view_hint.replace("\n", "\n          "))
 
@@ -318,12 +341,13 @@ class Experiment:
 
     def _outlook(self) -> Outlook:
         task = self.materials.task
+        left_s = (self.spec.expected_s or 0.0) - sum(parts_s(self._events).values())
         return Outlook(
             metric=task.metric,
             maximize=self._maximize,
             slots=self._share.concurrent,
             rungs=list(shape_of(self.spec, task).rule(self.spec.max_steps).steps(0)),
-            expected_s=self.spec.expected_s,
+            expected_s=left_s if left_s > 0 else None,
             look=lambda: self.tracker.view_hint if isinstance(self.tracker, MlflowTracker) else "",
             demonstration=task.demonstration,
         )

@@ -5,6 +5,7 @@ when told to, so that this module can be imported by processes that need neither
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Split = Literal["validation", "test"]
+
+STOPPED = "the search was stopped"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class HostPlan:
     backbone: Mapping[str, Any]
     method: str
     device: str
-    precision: str
+    precision: Literal["fp32", "bf16"]
     num_slots: int
     rows_per_pass: int | None
     num_threads: int
@@ -96,6 +99,7 @@ class Host:
         self._goals: dict[str, _Goal] = {}
         self._pump_task: asyncio.Task[None] | None = None
         self._halt = threading.Event()
+        self._dismissed = False
 
     async def load(self, data: "TaskData") -> None:
         """Load the backbone and make the engine, once.
@@ -128,7 +132,10 @@ class Host:
         state = None if blob is None else TrialState.from_bytes(blob, name)
         engine = self._ready()
         async with self._taking():
-            await self._freed.wait_for(lambda: len(self._seats) < engine.num_slots or name in self._seats)
+            await self._freed.wait_for(
+                lambda: self._dismissed or len(self._seats) < engine.num_slots or name in self._seats
+            )
+            self._heed_dismissal()
             if name in self._seats:
                 if self._seats[name][0] >= incarnation:
                     raise RuntimeError(f"{name}, incarnation {incarnation}: a later one took its place")
@@ -141,6 +148,7 @@ class Host:
         Returns:
             Fields of a `Report`.
         """
+        self._heed_dismissal()
         slot = self._slot(name, incarnation)
         goal = _Goal(slot, step, evaluate, time.monotonic(), asyncio.get_running_loop().create_future())
         self._goals[name] = goal
@@ -172,11 +180,14 @@ class Host:
             ]
 
     async def dismiss(self) -> None:
-        """After a halt, let go of the trials that wait: their processes end at once."""
+        """After a halt, let go of the trials that wait, and of those that come later: their processes end at once."""
+        self._dismissed = True
         for goal in self._goals.values():
             if not goal.reached.done():
-                goal.reached.set_exception(RuntimeError("the search was stopped"))
+                goal.reached.set_exception(RuntimeError(STOPPED))
         self._goals.clear()
+        async with self._taking():
+            self._freed.notify_all()
 
     async def leave(self, name: str, incarnation: int) -> None:
         """Free a trial's slot; nothing where it has none, or has been superseded."""
@@ -218,34 +229,31 @@ class Host:
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _build(self, data: "TaskData") -> "Engine":
-        import os
-
         if self._visible_device is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self._visible_device
         import torch
 
-        from adept_tune.backbones import BackboneInfo, load_backbone, load_tokenizer
-        from adept_tune.backbones.codec import TokenizerCodec
-        from adept_tune.engine.engine import Engine
-        from adept_tune.engine.reading import Reader
+        from adept_tune.backbones import BackboneInfo
+        from adept_tune.engine.build import build_engine
         from adept_tune.methods import get_method
 
-        torch.set_num_threads(self._plan.num_threads)
-        info = BackboneInfo(**self._plan.backbone)
-        backbone = load_backbone(info, self._plan.device, self._plan.precision)  # type: ignore[arg-type]  # checked by SearchSpec
-        method = get_method(self._plan.method)
-        codec = TokenizerCodec(load_tokenizer(info))
-        reader = Reader(backbone, method, codec, data.metric, data.label_sets, data.label_texts, data.pad_id)
-        return Engine(
-            backbone,
-            method,
+        plan = self._plan
+        torch.set_num_threads(plan.num_threads)
+        return build_engine(
+            BackboneInfo(**plan.backbone),
+            get_method(plan.method),
             data,
-            reader,
-            self._plan.num_slots,
-            self._plan.rows_per_pass,
-            widest=self._plan.widest,
+            plan.num_slots,
+            device=plan.device,
+            precision=plan.precision,
+            rows_per_pass=plan.rows_per_pass,
+            widest=plan.widest,
             halted=self._halt.is_set,
         )
+
+    def _heed_dismissal(self) -> None:
+        if self._dismissed:
+            raise RuntimeError(STOPPED)
 
     @staticmethod
     def _blob(engine: "Engine", slot: int) -> bytes:
@@ -278,6 +286,8 @@ class Host:
                         goal.reached.set_result(outcome)
                     else:
                         goal.reached.set_exception(outcome)
+                if any("CUDA error" in str(outcome) for outcome in outcomes.values()):
+                    os._exit(1)  # its context is broken and heals only with the process; the trials are started again
             await asyncio.sleep(0)
 
     def _advance(self, engine: "Engine", goals: Mapping[str, _Goal]) -> dict[str, Report | Exception]:

@@ -46,7 +46,9 @@ class Interrupt:
 
     def _handle(self, number: int, frame: FrameType | None) -> Any:
         if self.asked:
-            print("stopped at once; --resume goes on from what was journalled", file=sys.stderr, flush=True)
+            show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # the live view has hidden it
+            message = f"{show_cursor}stopped at once; a search goes on with --resume\n"
+            os.write(2, message.encode())  # print may be what was interrupted
             os._exit(INTERRUPTED)  # Ray's processes end when they miss this one
         self.asked = True
         if not self._watched:

@@ -35,6 +35,7 @@ EVENTS: Mapping[str, Mapping[str, type]] = {
     "tested": _SEED | {"score": float, "standard_error": float},
     "winner": _SEED | {"params": dict, "validation": dict, "test": dict},
     "finished": {"state": str},
+    "resumed": {},
 }
 _SCORED = {"score": float, "standard_error": float, "loss": float}  # of a report, all or none
 
@@ -119,9 +120,9 @@ def _check(event: Event) -> None:
     """Raise where an event lacks what its kind must have."""
     if not isinstance(event["event"], str):
         raise TypeError("event is not a name")
-    fields: dict[str, type] = dict(EVENTS.get(event["event"], {}))
-    if fields:
-        fields["time"] = float
+    fields: dict[str, type] = {}
+    if event["event"] in EVENTS:
+        fields = {"time": float} | EVENTS[event["event"]]
     if event["event"].endswith("reported") and "score" in event:
         fields |= _SCORED
     for name, kind in fields.items():

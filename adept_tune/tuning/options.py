@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from adept_tune.backbones.load import Precision
 from adept_tune.errors import SpecError
 from adept_tune.methods import METHODS
 from adept_tune.tuning.space import COMMON, Value
@@ -50,6 +51,21 @@ def whole_number_or_auto(flag: str, text: str) -> int | None:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise SpecError(f"{flag} {text}: give a whole number of at least 1, or auto")
     return int(text)
+
+
+def precision_or_auto(text: str) -> Precision | None:
+    """A precision of the backbone, or None for ``auto``.
+
+    Raises:
+        SpecError: Neither.
+    """
+    if text == "fp16":
+        raise SpecError(
+            "--precision fp16: T5's activations pass its largest number, 65,504, and become infinite; give bf16 or fp32"
+        )
+    if text not in ("fp32", "bf16", "auto"):
+        raise SpecError(f"--precision {text}: give fp32, bf16 or auto")
+    return None if text == "auto" else text  # type: ignore[return-value]  # one of the two that are left
 
 
 def split_settings(pairs: Sequence[str]) -> tuple[dict[str, Value], dict[str, Any]]:

@@ -15,8 +15,9 @@ from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from adept_tune.errors import StorageError
+from adept_tune.errors import StoppedError, StorageError
 from adept_tune.tuning.broker import NAMESPACE
+from adept_tune.tuning.host import Saved
 from adept_tune.tuning.interrupt import Interrupt
 from adept_tune.tuning.trial import run_trial
 from adept_tune.tuning.work import End, Report, Work
@@ -27,6 +28,7 @@ _LONGEST_CAUSE = 300
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 _REPORT_FIELDS = [field.name for field in fields(Report)]
+BROKER_S = 30.0  # to answer, before it is taken for dead
 _UNUSED_SNAPSHOTS_S = "1e9"  # Tune's own snapshots; ours is the journal
 
 
@@ -44,16 +46,16 @@ class Share:
 
 
 class _Reins:
-    """What ends a work early: somebody's wish, or a disk that takes no more.
+    """What ends a work early: somebody's wish, a disk that takes no more, or a broker that has died.
 
     Attributes:
-        fault: Why nothing more could be written; None while it could.
+        fault: Why nothing more can be done or written; None while it can.
         saved: Whether what was on its way has been saved.
     """
 
     def __init__(self, interrupt: Interrupt) -> None:
         self._interrupt = interrupt
-        self.fault: StorageError | None = None
+        self.fault: StoppedError | None = None
         self.saved = False
 
     @property
@@ -87,7 +89,7 @@ def run_work(work: Work, broker_name: str, share: Share, max_failures: int, inte
         Whether it was told to stop (Ctrl-C); the states of what was running are saved.
 
     Raises:
-        StorageError: The journal or the store could not be written.
+        StoppedError: The journal or the store could not be written, or the broker has died.
     """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = _UNUSED_SNAPSHOTS_S
@@ -196,11 +198,11 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]  # Ray is untyp
             self._work.trouble(name, f"went on from an older state, because {refusal}")
         try:
             host = self._host(result["host"])
-            fetch: Callable[[], bytes] = lambda: ray.get(host.fetch_state.remote(name, incarnation))  # noqa: E731
-            stop = self._work.report(name, report, fetch)
-        except (ray.exceptions.RayError, ValueError):
+            blob = b"" if report.diverged else ray.get(host.fetch_state.remote(name, incarnation))
+        except (ray.exceptions.RayError, ValueError):  # Ray says ValueError of a name that is gone
             # The host was lost with the state, so nothing is journalled. The trial finds out when it asks it next.
             return False
+        stop = self._work.report(name, report, lambda: blob)
         self._broker.journalled.remote(name, report.step)
         if stop:
             host.leave.remote(name, incarnation)
@@ -231,8 +233,22 @@ class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
         """Once told to stop, save what is on its way before Tune stops it."""
         if self._reins.pulled and not self._reins.saved:
             self._reins.saved = True
-            for saved in ray.get(self._broker.halt.remote()):
+            for saved in self._halted():
                 self._reins.write(lambda s=saved: self._work.save(s.name, s.step, s.blob), None)  # type: ignore[misc]
+
+    def _halted(self) -> list[Saved]:
+        """The states of what was on its way; none where the broker is gone."""
+        try:
+            return list(ray.get(self._broker.halt.remote()))
+        except ray.exceptions.RayError:
+            return []
+
+    def _broker_lives(self) -> bool:
+        try:
+            ray.get(self._broker.ping.remote(), timeout=BROKER_S)
+            return True
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return False
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         """Tune has told all trials to stop, and waits until their processes have ended."""
@@ -246,6 +262,10 @@ class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A job's process or host was lost, and Tune starts it again; once too often, it fails."""
         name, error = trial.config["job"]["name"], _error_of(trial)
+        if self._reins.fault is None and not self._broker_lives():  # without it every trial would fail, one by one
+            self._reins.fault = StoppedError(f"the search's broker has died ({_cause(error)}); --resume goes on")
+        if self._reins.pulled:
+            return
         if _node_lost(error):
             self._reins.write(lambda: self._work.trouble(name, "its node was lost; it goes on elsewhere", error), None)
             return

@@ -62,13 +62,15 @@ class Record:
         spec: What was asked for.
         trials: By number.
         reruns: By trial number and seed, of the last retraining.
-        winner: The winner's event, once there is one.
+        num_reruns: How many there will be of that retraining.
+        winner: The winner's event, once it has one.
         parts_s: Seconds of each part: search, retraining, test.
     """
 
     spec: SearchSpec
     trials: dict[int, TrialStory] = field(default_factory=dict)
     reruns: dict[tuple[int, int], TrialStory] = field(default_factory=dict)
+    num_reruns: int = 0
     winner: Event | None = None
     parts_s: dict[str, float] = field(default_factory=dict)
 
@@ -87,7 +89,7 @@ class Record:
                 record.take(event)
             except KeyError as error:
                 raise StateError(f"{folder / JOURNAL}: trial {error} was never proposed: {event}") from error
-        record.parts_s = _parts(events)
+        record.parts_s = parts_s(events)
         return record
 
     def take(self, event: Event) -> None:
@@ -99,6 +101,8 @@ class Record:
             self.trials[number] = story
         elif kind == "retraining":
             self.reruns.clear()
+            self.winner = None
+            self.num_reruns = len(event["finalists"]) * event["seeds"]
         elif kind == "winner":
             self.winner = event
         elif "trial" in event:
@@ -141,14 +145,14 @@ class Record:
             story.test = event["score"], event["standard_error"]
 
 
-def _parts(events: Iterable[Event]) -> dict[str, float]:
+def parts_s(events: Iterable[Event]) -> dict[str, float]:
     """Wall time by the part of the search that an event belongs to; the time between sessions is left out."""
     parts = {"search": 0.0, "retraining": 0.0, "test": 0.0}
     before: float | None = None
     for event in events:
         kind = event["event"]
         part = "test" if kind in ("tested", "winner") else "retraining" if kind.startswith("retrain") else "search"
-        if before is not None:
+        if before is not None and kind != "resumed":
             parts[part] += event["time"] - before
         before = None if kind == "finished" else event["time"]
     return parts

@@ -65,7 +65,7 @@ def _summary(record: Record) -> str:
         "Search": f"{spec.trials} trials of up to {spec.max_steps} steps of {spec.batch_size} rows, "
         f"{spec.sampler} and {spec.scheduler}, seed {spec.seed}",
         "Trials": ", ".join(f"{count} {state}" for state, count in _counts(record).items()),
-        "Retraining": f"{spec.finalists} finalists over {spec.seeds} seeds",
+        "Retraining": f"{record.num_reruns} runs of {len({number for number, _ in record.reruns})} configurations",
     }
     return _table([], [[key, value] for key, value in rows.items()])
 

@@ -10,6 +10,8 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
 
+from adept_tune.engine.state import TrialState
+from adept_tune.errors import StateError
 from adept_tune.tuning.journal import Event, Journal, Listener
 from adept_tune.tuning.samplers import derive_seed
 from adept_tune.tuning.store import Store
@@ -122,7 +124,8 @@ class Retrain(Work):
 
     def started(self, name: str) -> None:
         """See `Work`."""
-        self._tell("retrain_started", name, {})
+        if self.reruns[name].state is None:  # Tune starts what has failed once more before it hears of it
+            self._tell("retrain_started", name, {})
 
     def report(self, name: str, report: Report, fetch_state: Callable[[], bytes]) -> bool:
         """See `Work`."""
@@ -183,11 +186,32 @@ class Retrain(Work):
         return Spread.of(gains, [0.0] * len(gains)) if gains else None
 
     def begin(self) -> None:
-        """Drop the states of an earlier retraining, and journal that one begins."""
-        for name in self.reruns:
-            self._store.drop(name)
+        """Journal that a retraining begins, and only then drop the states of an earlier one."""
         finalists = [trial.number for trial in self.finalists]
         self._journal.tell({"event": "retraining", "finalists": finalists, "seeds": self._num_seeds}, self._listeners)
+        for name in self.reruns:
+            self._store.drop(name)
+
+    def reopen_damaged(self) -> dict[str, int]:
+        """Take up again what the journal says is finished but whose last state cannot be read.
+
+        Returns:
+            Name to the step of the report before, from which each goes on.
+        """
+        reopened = {}
+        for name, rerun in self.reruns.items():
+            if not rerun.finished:
+                continue
+            try:
+                TrialState.from_bytes(*self._store.read(name, max(rerun.reports)))
+            except StateError as error:
+                del rerun.reports[max(rerun.reports)]
+                rerun.state = None
+                self.tested.pop(name, None)
+                self._open.append(name)
+                reopened[name] = max(rerun.reports, default=0)
+                self.trouble(name, f"goes on from an older state, because {error}")
+        return reopened
 
     def same(self, event: Event) -> bool:
         """Whether a journalled beginning was of these finalists and seeds."""

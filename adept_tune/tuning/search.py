@@ -12,9 +12,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from adept_tune.backbones.load import Precision, fetch_weights
+from adept_tune.backbones.load import Precision, best_precision, fetch_weights
 from adept_tune.console import Console
-from adept_tune.errors import SpecError
+from adept_tune.errors import SpecError, StateError
 from adept_tune.methods import get_method
 from adept_tune.tasks import Task, get_task
 from adept_tune.tracking import MlflowTracker
@@ -30,7 +30,7 @@ from adept_tune.tuning.ray_tune import Share
 from adept_tune.tuning.rungs import Scheduler
 from adept_tune.tuning.samplers import make_proposer
 from adept_tune.tuning.space import Sampler, SearchSpace, SpaceFile, Value, is_space, read_space
-from adept_tune.tuning.spec import JOURNAL, SPEC, SearchSpec
+from adept_tune.tuning.spec import DEFAULT_BATCH_SIZE, JOURNAL, SPEC, SearchSpec
 from adept_tune.tuning.store import Store
 from adept_tune.tuning.telling import plan_lines
 from adept_tune.tuning.work import Progress
@@ -38,7 +38,7 @@ from adept_tune.tuning.work import Progress
 BUDGET_S = {"cpu": 3600.0, "cuda": 8 * 3600.0}
 MODEL = {"cpu": "google-t5/t5-small", "cuda": "google-t5/t5-base"}
 TRIALS = {"cpu": 16, "cuda": 32}
-DEMONSTRATION_TRIALS = 16
+DEMONSTRATION_TRIALS, DEMONSTRATION_BATCH_SIZE = 16, 16
 SLOTS = {"cpu": 4, "cuda": 8}
 ROWS_PER_PASS: dict[str, int | None] = {"cpu": 64, "cuda": None}
 
@@ -59,7 +59,7 @@ class Request:
     fixed: Mapping[str, Value] | None = None
     trials: int | None = None
     max_steps: int | None = None
-    batch_size: int = 32
+    batch_size: int | None = None
     scheduler: Scheduler = "asha"
     sampler: Sampler = "tpe"
     reduction_factor: float = 3.0
@@ -76,7 +76,7 @@ class Request:
     tracking_uri: str | None = None
     experiment: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Precision = "fp32"
+    precision: Precision | None = "fp32"
     resume: Path | None = None
     dry_run: bool = False
     verbose: bool = False
@@ -142,6 +142,9 @@ def run_retrain(
     Raises:
         AdeptError: No such experiment, or its model or rows have changed.
     """
+    for flag, number in (("--finalists", finalists), ("--seeds", seeds)):
+        if number is not None and number < 1:
+            raise SpecError(f"{flag} {number}: give a whole number of at least 1")
     spec = SearchSpec.read(folder)
     changes = {"finalists": finalists or spec.finalists, "seeds": seeds or spec.seeds}
     spec = spec.model_copy(update=changes)
@@ -157,7 +160,11 @@ def run_retrain(
     check_unchanged(spec, materials)
     tracker = MlflowTracker(spec.tracking_uri, folder)
     tracker.check()
-    with locked(folder), ray_session(address, verbose), _hosts(spec, materials, {}, folder) as (broker, share):
+    with contextlib.ExitStack() as held:
+        held.enter_context(locked(folder))
+        held.enter_context(ray_session(address, verbose))
+        progress = progress_of(list(Journal(folder / JOURNAL).read()))
+        broker, share = held.enter_context(_hosts(spec, materials, progress, folder))
         ask(broker, share, "load", (materials.data,))  # a host that cannot load is told before any state is dropped
         experiment = Experiment(spec, folder, materials, tracker, console, broker, share)
         return experiment.run_retrain_only()
@@ -236,7 +243,12 @@ def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
     folders = [given] if given else sorted(Path("runs").glob(f"*/{SPEC}"), key=os.path.getmtime, reverse=True)
     differences: list[str] = []
     for folder in (path.parent if path.name == SPEC else path for path in folders):
-        old = SearchSpec.read(folder)
+        try:
+            old = SearchSpec.read(folder)
+        except StateError:
+            if given:
+                raise
+            continue  # not the search that was meant, or it cannot be resumed
         new = draft if request.max_steps is not None else draft.model_copy(update={"max_steps": old.max_steps})
         differences = old.differences(new)
         if not differences:
@@ -270,6 +282,7 @@ def _check_folder(folder: Path) -> None:
 
 def _draft(request: Request, materials: Materials, file: SpaceFile, device: str) -> SearchSpec:
     """The spec with a trial and a step to stand in for what the probe decides."""
+    usual = DEMONSTRATION_BATCH_SIZE if materials.task.demonstration else DEFAULT_BATCH_SIZE
     try:
         return SearchSpec(
             search_id=uuid.uuid4().hex[:12],
@@ -283,7 +296,7 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
             labels=request.labels or "digits",
             trials=1 if request.trials is None else request.trials,
             max_steps=MOST_STEPS if request.max_steps is None else request.max_steps,
-            batch_size=request.batch_size,
+            batch_size=usual if request.batch_size is None else request.batch_size,
             scheduler=request.scheduler,
             sampler=request.sampler,
             reduction_factor=request.reduction_factor,
@@ -292,7 +305,7 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
             seed=request.seed,
             slots=request.slots or SLOTS[device],
             device=device,  # type: ignore[arg-type]  # pydantic checks it
-            precision=request.precision,
+            precision=request.precision or best_precision(device),
             rows_per_pass=ROWS_PER_PASS[device] if request.rows_per_pass is None else request.rows_per_pass,
             max_failures=request.max_failures,
             num_threads=request.num_threads,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from adept_tune.backbones import BackboneInfo
-from adept_tune.errors import SpecError, StateError
+from adept_tune.errors import SpecError, StateError, StorageError
 from adept_tune.tuning.rungs import Scheduler
 from adept_tune.tuning.space import Sampler, SpaceFile
 
@@ -110,11 +110,18 @@ class SearchSpec(BaseModel):
         return {key: getattr(self, key) for key in keys} | {"model": self.backbone["revision"]}
 
     def write(self, folder: Path) -> None:
-        """Write `spec.json`, aside first."""
+        """Write `spec.json`, aside first.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
         path = folder / SPEC
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
-        os.replace(part, path)
+        try:
+            part.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
+            os.replace(part, path)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written ({error.strerror}); make room there") from error
 
     @classmethod
     def read(cls, folder: Path) -> "SearchSpec":

@@ -1,9 +1,13 @@
 """Where trial states are kept: a folder on the driver's disk or any fsspec URI."""
 
+import contextlib
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from adept_tune.errors import SpecError, StateError, StorageError
 
@@ -46,6 +50,9 @@ class Store:
         try:
             self._files.makedirs(self._files._parent(path), exist_ok=True)
             self._files.pipe_file(f"{path}.part", blob)
+            if isinstance(self._files, LocalFileSystem):  # before the journal names it, which is on the disk by then
+                with Path(f"{path}.part").open("rb+") as file:
+                    os.fsync(file.fileno())
             self._files.mv(f"{path}.part", path)
         except Exception as error:  # each kind of storage has errors of its own
             raise StorageError(
@@ -53,7 +60,8 @@ class Store:
             ) from error
         others = [other for other in self.steps(job) if other != step]
         for old in others[: -(KEPT_STATES - 1)] + [other for other in others[-(KEPT_STATES - 1) :] if other > step]:
-            self._files.rm_file(self._path(job, old))
+            with contextlib.suppress(Exception):  # one state too many hurts nobody
+                self._files.rm_file(self._path(job, old))
 
     def read(self, job: str, step: int) -> tuple[bytes, str]:
         """A state's bytes and where they came from.
@@ -75,6 +83,7 @@ class Store:
     def steps(self, job: str) -> list[int]:
         """Steps of which a state is kept, ascending."""
         folder = f"{self._root}/{job}"
+        self._files.invalidate_cache(folder)  # another process writes there
         try:
             names: list[Any] = self._files.ls(folder, detail=False)
         except FileNotFoundError:

@@ -67,6 +67,9 @@ class TrialRecord:
         return self.reports[max(self.standings)] if self.standings else None
 
 
+OUT_OF_TIME = "the time budget is used up"
+
+
 def trial_name(number: int) -> str:
     """Name of a trial by its number."""
     return f"trial-{number:04d}"
@@ -121,10 +124,14 @@ class Study(Work):
 
     def next(self) -> Job | None:
         """A trial of a replayed journal that was running, else a new one."""
+        if self._out_of_time():
+            while self._open:
+                self.end(trial_name(self._open.pop(0)), End.INTERRUPTED, OUT_OF_TIME)
+            return None
         if self._open:
             return self._job(self._open.pop(0))
         number = len(self.trials)
-        if number >= self._num_trials or self._out_of_time():
+        if number >= self._num_trials:
             return None
         params = self._proposer.propose(number)
         if params is None:
@@ -144,7 +151,8 @@ class Study(Work):
 
     def started(self, name: str) -> None:
         """See `Work`."""
-        self._tell({"event": "started", "trial": _number(name)})
+        if self.trials[_number(name)].state is None:  # Tune starts what has failed once more before it hears of it
+            self._tell({"event": "started", "trial": _number(name)})
 
     def report(self, name: str, report: Report, fetch_state: Callable[[], bytes]) -> bool:
         """See `Work`."""
@@ -160,7 +168,7 @@ class Study(Work):
         self._take(record, report)
         self._follow(record, report)
         if record.state is None and report.step < record.config.max_steps and self._out_of_time():
-            self.end(name, End.INTERRUPTED, "the time budget is used up")
+            self.end(name, End.INTERRUPTED, OUT_OF_TIME)
         return record.state not in (None, End.FINISHED)
 
     def save(self, name: str, step: int, blob: bytes) -> None:

@@ -16,12 +16,10 @@ from pathlib import Path
 
 import torch
 
-from adept_tune.backbones import load_backbone, load_tokenizer
-from adept_tune.backbones.codec import TokenizerCodec
 from adept_tune.console import shown
+from adept_tune.engine.build import build_engine
 from adept_tune.engine.config import TrialConfig
-from adept_tune.engine.engine import Engine
-from adept_tune.engine.reading import Evaluation, Reader
+from adept_tune.engine.reading import Evaluation
 from adept_tune.errors import AdeptError
 from adept_tune.methods import get_method
 from adept_tune.tasks import get_task
@@ -32,6 +30,7 @@ from adept_tune.tuning.materials import Materials, gather
 from adept_tune.tuning.record import Record
 from adept_tune.tuning.retrain import Spread
 from adept_tune.tuning.samplers import derive_seed
+from adept_tune.tuning.search import DEMONSTRATION_BATCH_SIZE
 from adept_tune.tuning.space import Params, read_space
 
 SPLITS: tuple[Split, Split] = ("validation", "test")
@@ -68,15 +67,6 @@ def materials_of(method: str) -> Materials:
     return gather("demo", None, str(ROOT / "adept_tune" / model), read_space(f"{method}-demo"), None, None)
 
 
-def engine_of(materials: Materials, num_slots: int) -> Engine:
-    """An engine on the demonstration's model."""
-    method, data = materials.space.method, materials.data
-    backbone = load_backbone(materials.info, "cpu", "fp32")
-    codec = TokenizerCodec(load_tokenizer(materials.info))
-    reader = Reader(backbone, method, codec, data.metric, data.label_sets, data.label_texts, data.pad_id)
-    return Engine(backbone, method, data, reader, num_slots)
-
-
 def settings(materials: Materials, candidate: Candidate, max_steps: int, seed: int) -> TrialConfig:
     """A candidate's run with one seed."""
     return materials.space.config(
@@ -92,7 +82,7 @@ def settings(materials: Materials, candidate: Candidate, max_steps: int, seed: i
 def measure(materials: Materials, candidates: Sequence[Candidate], max_steps: int, seeds: int) -> list[Line]:
     """Train every candidate over the seeds, and score it on validation and test."""
     lines = []
-    engine = engine_of(materials, seeds)
+    engine = build_engine(materials.info, materials.space.method, materials.data, seeds)
     for candidate in candidates:
         slots = [engine.join(settings(materials, candidate, max_steps, seed)) for seed in range(seeds)]
         for _ in range(max_steps):
@@ -118,7 +108,7 @@ def spread(evaluations: Sequence[Evaluation]) -> Spread:
 def untuned() -> list[Line]:
     """Chance, and the model as it ships: ADePT with no prompt and an offset of zero, before its first step."""
     materials = materials_of("adept")
-    engine = engine_of(materials, 1)
+    engine = build_engine(materials.info, materials.space.method, materials.data, 1)
     slot = engine.join(TrialConfig(prompt_length=0, width=1, max_steps=1))
     state = engine.state(slot)
     data = engine.data
@@ -170,7 +160,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="*", type=Path, help="folders of finished searches of the demonstration")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each configuration (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32, help="of the defaults (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=DEMONSTRATION_BATCH_SIZE, help="of the defaults (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="write the table to this file as well")
     args = parser.parse_args(argv)
     if args.seeds < 1 or args.batch_size < 1:

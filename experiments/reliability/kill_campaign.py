@@ -20,9 +20,11 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ DECIDING = (
 )
 TIMES = ("time", "seconds")
 NEXT_PROPOSALS = 5
+COMPARING = threading.Lock()  # Optuna and transformers are loaded by the first comparison
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,8 @@ class _Silent:
 
 def _materials(spec: SearchSpec) -> Materials:
     file = SpaceFile.model_validate(spec.space)
-    return gather(spec.task, None, spec.backbone["name"], file, spec.fixed, None)
+    data_dir = Path(spec.data_dir) if spec.data_dir else None
+    return gather(spec.task, data_dir, spec.backbone["name"], file, spec.fixed, spec.labels)
 
 
 def _same(expected: Any, found: Any) -> str:
@@ -267,7 +271,7 @@ def table(reference: Path, rows: list[tuple[Kill, Outcome, int]], options: argpa
     words = "the same to the last bit" if options.slots == 1 else "nothing lost, doubled or done twice"
     lines = [
         f"`python experiments/reliability/kill_campaign.py --kills {options.kills} --seed {options.seed} "
-        f"--slots {options.slots}`",
+        f"--slots {options.slots} --jobs {options.jobs}`",
         "",
         f"Reference: {summary(reference)}.",
         ", ".join(f"{name} {found.get(name)}" for name in ("ray", "optuna", "mlflow", "torch", "python"))
@@ -295,22 +299,31 @@ def campaign(work: Path, options: argparse.Namespace) -> tuple[str, bool]:
     if code != 0:
         raise SystemExit(f"the reference run ended with exit code {code}; see {work}/reference.log")
     print(f"reference: {summary(reference)}", flush=True)
-    rows = []
-    for number, kill in enumerate(draw_kills(reference, options.kills, random.Random(options.seed))):
-        folder, begun = work / f"kill-{number}", time.monotonic()
-        killed, left = run(folder, options, kill, resume=False)
-        resumable = (folder / SPEC).exists()
-        code, left_after = run(folder, options, None, resume=resumable)
-        outcome = compare(reference, folder, options) if code == 0 else Outcome({"resumed": f"exit code {code}"})
-        if killed != -signal.SIGKILL and kill.place != "after":
-            outcome = Outcome(outcome.checks | {"killed": f"exit code {killed}"})
-        rows.append((kill, outcome, left + left_after))
-        verdict = "exact" if outcome.exact else outcome.checks
-        print(f"kill {number} at {kill}: {verdict} ({time.monotonic() - begun:.0f} s)", flush=True)
-        if outcome.exact and not options.keep:
-            shutil.rmtree(folder)
+    kills = draw_kills(reference, options.kills, random.Random(options.seed))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        running = [pool.submit(kill_once, work, reference, number, kill, options) for number, kill in enumerate(kills)]
+        rows = [future.result() for future in running]
     exact = all(outcome.exact and not left for _, outcome, left in rows)
     return table(reference, rows, options), exact
+
+
+def kill_once(
+    work: Path, reference: Path, number: int, kill: Kill, options: argparse.Namespace
+) -> tuple[Kill, Outcome, int]:
+    """Kill one search, resume it and compare it. Gives the processes it left behind as well."""
+    folder, begun = work / f"kill-{number}", time.monotonic()
+    killed, left = run(folder, options, kill, resume=False)
+    resumable = (folder / SPEC).exists()
+    code, left_after = run(folder, options, None, resume=resumable)
+    with COMPARING:
+        outcome = compare(reference, folder, options) if code == 0 else Outcome({"resumed": f"exit code {code}"})
+    if killed != -signal.SIGKILL and kill.place != "after":
+        outcome = Outcome(outcome.checks | {"killed": f"exit code {killed}"})
+    verdict = "exact" if outcome.exact else outcome.checks
+    print(f"kill {number} at {kill}: {verdict} ({time.monotonic() - begun:.0f} s)", flush=True)
+    if outcome.exact and not options.keep:
+        shutil.rmtree(folder)
+    return kill, outcome, left + left_after
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -321,12 +334,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--slots", type=int, default=1, help="trials at once (default: %(default)s)")
     parser.add_argument("--trials", type=int, default=24, help="of each search (default: %(default)s)")
     parser.add_argument("--max-steps", type=int, default=135, help="of a trial (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="searches side by side (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="write the table to this file as well")
     parser.add_argument("--work", type=Path, help="folder for the searches (default: a temporary one)")
     parser.add_argument("--keep", action="store_true", help="keep the searches that were exact")
     options = parser.parse_args(argv)
-    if min(options.kills, options.slots, options.trials, options.max_steps) < 1:
-        print("error: --kills, --slots, --trials and --max-steps must be at least 1", file=sys.stderr)
+    if min(options.kills, options.slots, options.trials, options.max_steps, options.jobs) < 1:
+        print("error: --kills, --slots, --trials, --max-steps and --jobs must be at least 1", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="kill-campaign-") as scratch:
         work = options.work or Path(scratch)

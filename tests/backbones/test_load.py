@@ -12,6 +12,7 @@ from transformers import T5EncoderModel
 
 from adept_tune.backbones import BackboneInfo, inspect_backbone, load_backbone, load_tokenizer
 from adept_tune.backbones.encoder_decoder import EncoderDecoder
+from adept_tune.backbones.load import best_precision
 from adept_tune.errors import BackboneError
 from tests.support.tiny import VOCABULARY, save_tiny_t5, tiny_t5, tiny_tokenizer
 
@@ -131,6 +132,23 @@ class TestLoading:
         assert load_file(folder / WEIGHTS)["shared.weight"].dtype == held
         backbone = loaded(folder, precision=precision)
         assert backbone.dtype == backbone.embed(torch.tensor([3])).dtype == expected
+
+    @pytest.mark.parametrize(
+        ("device", "flags", "expected"),
+        [("cuda", "", "bf16"), ("cpu", "avx512f avx512_bf16 amx_tile", "bf16"), ("cpu", "avx2 avx512f", "fp32")],
+    )
+    def test_best_precision_is_bf16_where_the_device_multiplies_it(
+        self, monkeypatch: pytest.MonkeyPatch, device: str, flags: str, expected: str
+    ) -> None:
+        monkeypatch.setattr(Path, "read_text", lambda _: f"flags\t\t: fpu {flags}\n")
+        assert best_precision(device) == expected
+
+    def test_best_precision_of_an_unknown_processor_is_fp32(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(_: Path) -> str:
+            raise FileNotFoundError
+
+        monkeypatch.setattr(Path, "read_text", fail)
+        assert best_precision("cpu") == "fp32"
 
     def test_dtype_is_float32_where_nothing_is_asked(self, tmp_path: Path) -> None:
         backbone = loaded(save_tiny_t5(tmp_path / "model", dtype=torch.bfloat16))

@@ -14,18 +14,11 @@ from experiments.reliability.kill_campaign import Kill, draw_kills
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(("slots", "kills"), [(1, 5), (4, 2)])
 def test_a_killed_search_loses_nothing(slots: int, kills: int, tmp_path: Path) -> None:
-    arguments = [
-        "--kills",
-        str(kills),
-        "--slots",
-        str(slots),
-        "--work",
-        str(tmp_path),
-        "--out",
-        str(tmp_path / "out.md"),
-    ]
+    out = tmp_path / "out.md"
+    options = {"kills": kills, "slots": slots, "jobs": 2, "work": tmp_path, "out": out}
+    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     code = kill_campaign.main(arguments)
-    table = (tmp_path / "out.md").read_text()
+    table = out.read_text()
     assert code == 0, table
     assert f"**{kills} of {kills}" in table
 

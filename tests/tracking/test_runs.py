@@ -7,7 +7,7 @@ import pytest
 
 from adept_tune.tracking.base import SearchInfo
 from adept_tune.tracking.runs import PARENT_TAG, SearchRuns
-from adept_tune.tracking.translate import translate
+from adept_tune.tracking.translate import NOTE_TAG, translate
 from tests.tracking.fakes import INFO, FakeStore, proposed, search_events, trial_events
 
 
@@ -72,6 +72,31 @@ def test_runs_replayed_end_of_the_first_session_does_not_end_the_second() -> Non
     runs = opened(store)
     play(runs, [*first, {"event": "started", "trial": 0, "time": 400, "incarnation": 1}])
     assert store.by_name(INFO.name).status == "RUNNING"
+
+
+def test_runs_replayed_interruption_after_the_winner_does_not_hide_it() -> None:
+    store = FakeStore()
+    session = [*search_events()[:-1], {"event": "finished", "time": 301.0, "state": "INTERRUPTED"}]
+    first = opened(store)
+    play(first, session)
+    first.end_all("INTERRUPTED")
+    second = opened(store)
+    play(second, session)
+    second.end_all("FINISHED")
+    search = store.by_name(INFO.name)
+    assert (search.status, search.tags["end_state"]) == ("FINISHED", "FINISHED")
+    assert "Winner: trial 0" in search.tags[NOTE_TAG]
+
+
+def test_runs_resumed_search_does_not_call_itself_interrupted() -> None:
+    store = FakeStore()
+    session = [*trial_events(0, "INTERRUPTED"), {"event": "finished", "time": 9, "state": "INTERRUPTED"}]
+    first = opened(store)
+    play(first, session)
+    first.end_all("INTERRUPTED")
+    assert "INTERRUPTED." in store.by_name(INFO.name).tags[NOTE_TAG]
+    play(opened(store), session)
+    assert "Running" in store.by_name(INFO.name).tags[NOTE_TAG]
 
 
 def test_runs_steps_already_stored_are_not_sent_again() -> None:

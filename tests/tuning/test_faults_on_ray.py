@@ -110,6 +110,20 @@ def test_a_trial_that_loses_its_process_too_often_fails_with_the_cause(places, t
     assert {event["reason"] for event in ended} == {"its host died"}
     assert all("in run_trial" in event["error"] for event in ended)
     assert "No trial came to an evaluation" in found.output
+    assert mlflow_states(found.folder / "mlflow.db") == {"search FAILED": 1, "trial FAILED": TRIALS}
+
+
+def test_a_lost_broker_stops_the_search_and_fails_no_trial(places, tmp_path, undisturbed):
+    found = session(places, tmp_path / "experiment")
+    found.until(lambda: len(found.events("reported")) > 5)
+    found.kill("ray::Broker")
+    assert found.end() == 1, found.output
+    assert "the search's broker has died" in found.output
+    assert "Traceback" not in found.output
+    assert {event["state"] for event in found.events("ended")} <= {"INTERRUPTED"}
+    again = session(places, found.folder, "--resume", str(found.folder))
+    assert again.end() == 0, again.output
+    check_whole(again, undisturbed)
 
 
 def test_ctrl_c_saves_what_was_on_its_way_and_the_next_session_goes_on_from_there(places, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from adept_tune.errors import SpecError
-from adept_tune.tuning.options import split_settings, wall_time_s, whole_number_or_auto
+from adept_tune.tuning.options import precision_or_auto, split_settings, wall_time_s, whole_number_or_auto
 
 
 @pytest.mark.parametrize(
@@ -117,3 +117,17 @@ def test_an_unknown_key_lists_the_methods_settings():
 def test_a_value_that_is_not_yaml_is_refused(pair):
     with pytest.raises(SpecError):
         split_settings([pair])
+
+
+def test_a_precision_is_given_or_left_to_the_device():
+    assert [precision_or_auto(text) for text in ("fp32", "bf16", "auto")] == ["fp32", "bf16", None]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("fp16", "--precision fp16: T5's activations pass its largest number"), ("int8", "--precision int8: give fp32")],
+)
+def test_a_precision_that_cannot_be_is_refused_with_the_reason(text, said):
+    with pytest.raises(SpecError) as caught:
+        precision_or_auto(text)
+    assert str(caught.value).startswith(said)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adept_tune import report as command
-from adept_tune.tuning.record import Record
+from adept_tune.tuning.record import Record, parts_s
 from adept_tune.tuning.report import write_report
 from adept_tune.tuning.space import read_space
 from adept_tune.tuning.spec import SearchSpec
@@ -75,6 +75,29 @@ def test_record_tells_trials_finalists_and_winner(experiment):
     assert record.finalists()[0].mean == pytest.approx(0.8)
     assert record.reruns[0, 1].test == (0.71, 0.03)
     assert record.parts_s == {"search": 13.0, "retraining": 6.0, "test": 2.0}
+
+
+def test_time_between_a_kill_and_its_resumption_is_nobodys():
+    times = [("proposed", 0.0), ("reported", 10.0), ("resumed", 5000.0), ("reported", 5003.0), ("retraining", 5004.0)]
+    assert parts_s({"event": kind, "time": time} for kind, time in times) == {
+        "search": 13.0,
+        "retraining": 1.0,
+        "test": 0.0,
+    }
+
+
+def test_a_new_retraining_has_no_winner_yet(experiment):
+    journal(experiment, len(EVENTS))
+    record = Record.read(experiment)
+    record.take({"event": "retraining", "finalists": [0, 1], "seeds": 3})
+    assert (record.winner, record.reruns, record.num_reruns) == (None, {}, 6)
+
+
+def test_a_folder_that_takes_no_report_is_told(experiment, capsys):
+    journal(experiment, len(EVENTS))
+    (experiment / "plots").write_text("in the way")
+    assert command.main(["--experiment", str(experiment)]) == 2
+    assert f"error: --experiment {experiment}: cannot write there (" in capsys.readouterr().err
 
 
 def test_page_holds_everything_and_asks_for_nothing(experiment):

@@ -13,6 +13,7 @@ import pytest
 import ray
 import torch
 
+from adept_tune import retrain
 from adept_tune.search import main
 from tests.support.search import made_rows, write_rows
 from tests.support.tiny import save_tiny_t5
@@ -282,6 +283,13 @@ def test_an_unknown_method_lists_the_methods(search, method):
 )
 def test_an_amount_that_cannot_be_is_told(search, arguments, said):
     assert said in search(*arguments)
+
+
+@pytest.mark.parametrize("flag", ["--finalists", "--seeds"])
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_an_amount_of_a_retraining_that_cannot_be_is_told(flag, number, tmp_path, capsys):
+    assert retrain.main(["--experiment", str(tmp_path), flag, number]) == 2
+    assert f"{flag} {number}: give a whole number of at least 1" in capsys.readouterr().err
 
 
 def test_several_amounts_are_told_together(search):

@@ -122,17 +122,11 @@ def materials(searched: Searched) -> tuple[SearchSpec, Materials]:
 
 
 def engine_of(spec: SearchSpec, materials: Materials) -> Engine:
-    """An engine for one trial, made as a host makes its own but without Ray."""
-    from adept_tune.backbones import load_backbone, load_tokenizer
-    from adept_tune.backbones.codec import TokenizerCodec
-    from adept_tune.engine.reading import Reader
+    """An engine for one trial, in this process."""
+    from adept_tune.engine.build import build_engine
     from adept_tune.methods import get_method
 
-    data, method = materials.data, get_method(spec.method)
-    backbone = load_backbone(materials.info, "cpu", spec.precision)
-    codec = TokenizerCodec(load_tokenizer(materials.info))
-    reader = Reader(backbone, method, codec, data.metric, data.label_sets, data.label_texts, data.pad_id)
-    return Engine(backbone, method, data, reader, num_slots=1)
+    return build_engine(materials.info, get_method(spec.method), materials.data, 1, precision=spec.precision)
 
 
 def trained_alone(engine: Engine, config: TrialConfig, steps: list[int], evaluations: set[int]) -> list[dict[str, Any]]:
@@ -331,6 +325,46 @@ def test_retraining_alone_repeats_the_retraining(searched):
             assert new.get("score") == old.get("score")
             assert new.get("train_loss", 0) == pytest.approx(old.get("train_loss", 0), abs=1e-3)
     assert len(runs_of(searched)) == 1 + TRIALS + FINALISTS * SEEDS
+    assert {run.info.status for run in runs_of(searched)} == {"FINISHED"}
+
+
+def test_an_interrupted_retraining_goes_on_with_the_same_command(searched):
+    path = searched.folder / JOURNAL
+    lines = path.read_bytes().splitlines(keepends=True)
+    kinds = [json.loads(line)["event"] for line in lines]
+    begun = len(kinds) - 1 - kinds[::-1].index("retraining")
+    first_end = begun + kinds[begun:].index("retrain_ended")
+    path.write_bytes(b"".join(lines[: first_end + 1]))
+    kept = searched.of("retrain_ended")
+    with surroundings(searched.places):
+        assert retrain.main(["--experiment", str(searched.folder)]) == 0
+    events = list(Journal(path).read())[begun:]
+    assert [event["event"] for event in events].count("retraining") == 1
+    ended = [(event["trial"], event["seed"]) for event in events if event["event"] == "retrain_ended"]
+    assert len(ended) == len(set(ended)) == FINALISTS * SEEDS
+    assert (kept[-1]["trial"], kept[-1]["seed"]) == ended[0]
+    assert events[-1]["event"] == "finished"
+    assert {run.info.status for run in runs_of(searched)} == {"FINISHED"}
+
+
+def test_a_damaged_last_state_of_a_finished_retraining_is_trained_again_from_the_one_before(searched):
+    path = searched.folder / JOURNAL
+    lines = path.read_bytes().splitlines(keepends=True)
+    kinds = [json.loads(line)["event"] for line in lines]
+    path.write_bytes(b"".join(lines[: len(kinds) - 1 - kinds[::-1].index("retrain_ended") + 1]))
+    before = searched.of("retrain_reported")[-1]
+    name = f"trial-{before['trial']:04d}-seed-{before['seed']}"
+    newest = max((searched.folder / STATES / name).glob("*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-3])
+    with surroundings(searched.places):
+        assert retrain.main(["--experiment", str(searched.folder)]) == 0
+    events = list(Journal(path).read())[len(lines) - 1 :]
+    after = searched.of("retrain_reported")[-1]
+    assert (after["trial"], after["seed"], after["step"]) == (before["trial"], before["seed"], STEPS)
+    assert after["score"] == before["score"]
+    assert len(searched.of("retrain_trouble")) == 1
+    assert str(newest) in searched.of("retrain_trouble")[0]["what"]
+    assert events[-1]["event"] == "finished"
     assert {run.info.status for run in runs_of(searched)} == {"FINISHED"}
 
 

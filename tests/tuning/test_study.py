@@ -332,6 +332,24 @@ def test_a_search_out_of_time_interrupts_its_trials_at_their_next_report(tmp_pat
     assert not [told for told in driven.proposer.told if told[:2] == ("ended", 0)]  # it may go on another day
 
 
+def test_a_resumed_search_out_of_time_takes_nothing_up_again(tmp_path):
+    driven = Driven(tmp_path, num_trials=2)
+    driven.start(2)
+    driven.report(0, Report(2, 0.7))
+    late = Driven(tmp_path, num_trials=2, out_of_time=lambda: True)
+    late.study.replay(driven.events())
+    assert late.study.next() is None
+    assert {record.state for record in late.study.trials.values()} == {End.INTERRUPTED}
+
+
+def test_a_start_after_the_end_is_not_told(driven):
+    driven.start()
+    driven.end(0, End.FAILED)
+    lines = len(driven.events())
+    driven.study.started(trial_name(0))
+    assert len(driven.events()) == lines
+
+
 @pytest.mark.parametrize("first", list(End))
 def test_the_first_end_counts(driven, first):
     driven.start()

@@ -1,0 +1,46 @@
+"""Puts an engine together from the names of its parts."""
+
+from collections.abc import Callable
+
+from adept_tune.backbones import BackboneInfo, load_backbone, load_tokenizer
+from adept_tune.backbones.codec import TokenizerCodec
+from adept_tune.backbones.load import Precision
+from adept_tune.engine.engine import Engine
+from adept_tune.engine.reading import Reader, never
+from adept_tune.methods.base import Method
+from adept_tune.tasks.tokens import TaskData
+
+
+def build_engine(
+    info: BackboneInfo,
+    method: Method,
+    data: TaskData,
+    num_slots: int,
+    *,
+    device: str = "cpu",
+    precision: Precision = "fp32",
+    rows_per_pass: int | None = None,
+    widest: tuple[int, int] = (0, 0),
+    halted: Callable[[], bool] = never,
+) -> Engine:
+    """Load a backbone and its tokenizer, and make an engine over a task's tokens; see `Engine` for the rest.
+
+    Args:
+        info: The backbone.
+        method: What is trained.
+        data: The task's tokens, made with the backbone's tokenizer.
+        num_slots: Trials that can be in at once.
+        device: ``cuda`` or ``cpu``.
+        precision: Of the backbone and its activations.
+        rows_per_pass: Most rows in one forward and backward; None fuses all.
+        widest: Longest prompt and widest bottleneck to make room for from the start.
+        halted: Asked between two passes; where it says yes, a step or an evaluation is given up.
+
+    Raises:
+        BackboneError: The weights or the tokenizer cannot be read, or there is no such device.
+        HubError: The Hub cannot be reached and they are not cached.
+    """
+    backbone = load_backbone(info, device, precision)
+    codec = TokenizerCodec(load_tokenizer(info))
+    reader = Reader(backbone, method, codec, data.metric, data.label_sets, data.label_texts, data.pad_id)
+    return Engine(backbone, method, data, reader, num_slots, rows_per_pass, widest=widest, halted=halted)

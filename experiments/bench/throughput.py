@@ -1,0 +1,259 @@
+"""Trial-steps a second: trials fused in one pass, against one process a trial and against trials in turn.
+
+Sides, all measured in each round of one run, on the same model, rows, precision and batch:
+  fused K    one engine steps K trials in one pass
+  as hosted  the same with the rows a pass that a host of this device fuses
+  in turn    one process, one shared backbone, a pass a trial
+  stock CxT  stock Ray Tune: C trials at once, a process of T threads (or 1/C of the GPU) each, backbone kept in the
+             process, actors reused; each process runs our own engine with one trial, so its step is no slower than ours
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from workload import (
+    PRECISIONS,
+    WARM_UP_STEPS,
+    Timing,
+    count_flops,
+    find_model,
+    in_turns,
+    machine_peak,
+    make_data,
+    make_engine,
+    markdown,
+    parser,
+    peak_memory_gib,
+    prepared,
+    publish,
+    reset_peak_memory,
+    scratch_folder,
+    seconds,
+    synchronize,
+    trial,
+)
+
+from adept_tune.backbones import BackboneInfo
+from adept_tune.backbones.load import Precision
+from adept_tune.engine.engine import Engine
+from adept_tune.tasks.tokens import TaskData
+from adept_tune.tuning.search import ROWS_PER_PASS
+
+QUICK = {"cpu": (["demo", "t5-small"], ["cola"]), "cuda": (["demo", "t5-small", "t5-base"], ["cola"])}
+FULL = {
+    "cpu": (["demo", "t5-small"], ["cola", "rte", "padded-256"]),
+    "cuda": (["demo", "t5-small", "t5-base", "t5-large"], ["cola", "rte", "padded-256"]),
+}
+GPU_FRACTIONS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one table is about."""
+
+    model: str
+    lengths: str
+    precision: Precision
+    batch_size: int
+    info: BackboneInfo
+    data: TaskData
+
+
+# -- our sides -------------------------------------------------------------------------------------------------------
+
+
+def fused_sides(cell: Cell, options: argparse.Namespace, memory: dict[str, float]) -> dict[str, Callable[[], float]]:
+    """One side for each number of trials, then the two other ways of running the most of them."""
+    most: int = max(options.trials)
+    ways: list[tuple[str, int, int | None]] = [(f"fused {count}", count, None) for count in options.trials]
+    ways.append(("as hosted", most, ROWS_PER_PASS[options.device]))
+    ways.append(("in turn", most, cell.batch_size))
+    engine = make_engine(cell.info, cell.data, most, options.device, cell.precision)
+    slots = [engine.join(trial(cell.info, cell.batch_size, number)) for number in range(most)]
+
+    def rate(name: str, count: int, rows_per_pass: int | None) -> float:
+        engine.rows_per_pass = rows_per_pass
+        reset_peak_memory(options.device)
+        engine.step(slots[:count])
+        steps = max(1, options.trial_steps // count)
+        step_s = seconds(options.device, lambda: engine.step(slots[:count]), steps)
+        memory[name] = peak_memory_gib(options.device)
+        return count / step_s
+
+    return {name: (lambda w=(name, count, rows): rate(*w)) for name, count, rows in ways}  # type: ignore[misc]
+
+
+def flops_of_a_trial_step(cell: Cell, options: argparse.Namespace) -> float:
+    """Floating-point operations of one trial's step in the largest company."""
+    most: int = max(options.trials)
+    engine = make_engine(cell.info, cell.data, most, options.device, cell.precision)
+    slots = [engine.join(trial(cell.info, cell.batch_size, number)) for number in range(most)]
+    return count_flops(lambda: engine.step(slots)) / most
+
+
+# -- stock Ray Tune --------------------------------------------------------------------------------------------------
+
+_kept: dict[str, Engine] = {}  # the backbone that a process keeps from trial to trial
+
+
+def stock_trial(
+    config: dict[str, Any], cell: Cell, device: str, threads: int, window_s: float, meeting: str, count: int
+) -> None:
+    """A trial alone in its process: wait until all are ready, then step for a while and report the rate."""
+    from ray import tune
+
+    torch.set_num_threads(threads)
+    if cell.info.name + cell.precision not in _kept:
+        _kept.clear()
+        _kept[cell.info.name + cell.precision] = make_engine(cell.info, cell.data, 1, device, cell.precision)
+    engine = _kept[cell.info.name + cell.precision]
+    slot = engine.join(trial(cell.info, cell.batch_size, config["number"]))
+    reset_peak_memory(device)
+    for _ in range(WARM_UP_STEPS):
+        engine.step([slot])
+    synchronize(device)
+    (Path(meeting) / uuid.uuid4().hex).touch()
+    while sum(1 for _ in Path(meeting).iterdir()) < count:
+        time.sleep(0.01)
+    begun, steps = time.perf_counter(), 0
+    while time.perf_counter() - begun < window_s:
+        engine.step([slot])
+        synchronize(device)
+        steps += 1
+    rate = steps / (time.perf_counter() - begun)
+    engine.leave(slot)
+    tune.report({"rate": rate, "memory": peak_memory_gib(device)})
+
+
+def stock_rate(
+    cell: Cell, options: argparse.Namespace, scratch: Path, count: int, threads: int, memory: dict[str, float]
+) -> float:
+    """Trial-steps a second of stock Ray Tune with some trials at once."""
+    from ray import tune
+
+    meeting = scratch / uuid.uuid4().hex
+    meeting.mkdir()
+    trainable = tune.with_parameters(
+        stock_trial,
+        cell=cell,
+        device=options.device,
+        threads=threads,
+        window_s=options.window_s,
+        meeting=str(meeting),
+        count=count,
+    )
+    share = {"gpu": 1 / count} if options.device == "cuda" else {}
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": (os.cpu_count() or 1) / count} | share),
+        param_space={"number": tune.grid_search(list(range(count)))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=count, reuse_actors=True),
+        run_config=tune.RunConfig(storage_path=str(scratch / "ray"), verbose=0),
+    )
+    results = tuner.fit()
+    if results.num_errors:
+        raise SystemExit(f"stock Ray Tune, {count} trials at once: {results.errors[0]}")
+    memory[f"stock {count}x{threads}"] = sum(result.metrics["memory"] for result in results)
+    return float(sum(result.metrics["rate"] for result in results))
+
+
+def stock_sides(
+    cell: Cell, options: argparse.Namespace, scratch: Path, memory: dict[str, float]
+) -> dict[str, Callable[[], float]]:
+    """One side for each number of processes; on a CPU they divide the threads."""
+    if options.device == "cuda":
+        ways = [(count, 1) for count in GPU_FRACTIONS]
+    else:
+        ways = [(count, max(1, options.threads // count)) for count in _divisors(options.threads)]
+    return {
+        f"stock {count}x{threads}": lambda c=count, t=threads: stock_rate(cell, options, scratch, c, t, memory)  # type: ignore[misc]
+        for count, threads in ways
+    }
+
+
+def _divisors(number: int) -> list[int]:
+    return [count for count in range(1, number + 1) if number % count == 0]
+
+
+# -- the table -------------------------------------------------------------------------------------------------------
+
+
+def measure(cell: Cell, options: argparse.Namespace, scratch: Path) -> str:
+    """Every side of one cell, and what follows from them."""
+    memory: dict[str, float] = {}
+    ours = fused_sides(cell, options, memory)
+    stock = stock_sides(cell, options, scratch, memory)
+    timings = in_turns(options.rounds, ours | stock)
+    flops = flops_of_a_trial_step(cell, options)
+    peak = machine_peak(options.device, cell.precision)
+    rows = [
+        (name, timing, f"{memory[name]:.2f}", f"{100 * timing.median * flops / peak:.0f}%")
+        for name, timing in timings.items()
+    ]
+    best_ours, best_stock = (max(side, key=lambda name: timings[name].median) for side in (ours, stock))
+    print(f"{cell.model} {cell.lengths} {cell.precision}: {verdict(timings, best_ours, best_stock)}", flush=True)
+    return "\n\n".join(
+        [
+            f"## {cell.model}, lengths of {cell.lengths}, {cell.precision}, batch {cell.batch_size}",
+            markdown(["side", "trial-steps a second", "peak memory, GiB", "of the matrix peak"], rows),
+            verdict(timings, best_ours, best_stock) + f" Measured matrix peak: {peak / 1e9:.0f} GFLOP/s.",
+        ]
+    )
+
+
+def verdict(timings: dict[str, Timing], ours: str, stock: str) -> str:
+    """The ratios that the benchmark is for."""
+    most = max((name for name in timings if name.startswith("fused")), key=lambda name: int(name.split()[1]))
+
+    def ratio(a: str, b: str) -> str:
+        return f"{timings[a].median / timings[b].median:.2f}"
+
+    return (
+        f"{most} over the best stock ({stock}): **{ratio(most, stock)}**; best of ours ({ours}) over it: "
+        f"{ratio(ours, stock)}; {most} over in turn: {ratio(most, 'in turn')}."
+    )
+
+
+def main() -> int:
+    """Measure the cells that were asked for."""
+    p = parser(__doc__)
+    p.add_argument("--models", nargs="+", help="demo, t5-small, t5-base, t5-large (random weights), or folders")
+    p.add_argument("--lengths", nargs="+", help="cola, rte or padded-256")
+    p.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="(default: both)")
+    p.add_argument("--trials", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="fused (default: %(default)s)")
+    p.add_argument("--batch-size", type=int, help="rows of a trial's step (default: 16; 32 on a GPU)")
+    p.add_argument("--trial-steps", type=int, default=16, help="of a measurement, at least (default: %(default)s)")
+    p.add_argument("--window-s", type=float, default=8.0, help="of a measurement of stock (default: %(default)s)")
+    p.add_argument("--full", action="store_true", help="all models of the device and all lengths")
+    options = prepared(p.parse_args())
+    import ray
+
+    models, lengths = (FULL if options.full else QUICK)[options.device]
+    batch_size = options.batch_size or (16 if options.device == "cpu" else 32)
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    parts = []
+    with scratch_folder() as scratch:
+        for model, length, precision in itertools.product(
+            options.models or models, options.lengths or lengths, options.precisions
+        ):
+            info = find_model(model, scratch)
+            cell = Cell(Path(model).name, length, precision, batch_size, info, make_data(info, length))
+            parts.append(measure(cell, options, scratch))
+    ray.shutdown()
+    publish("Throughput of fused trials", parts, options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
