@@ -122,7 +122,7 @@ def _check(event: Event) -> None:
         raise TypeError("event is not a name")
     fields: dict[str, type] = {}
     if event["event"] in EVENTS:
-        fields = {"time": float} | EVENTS[event["event"]]
+        fields = {"time": float, **EVENTS[event["event"]]}
     if event["event"].endswith("reported") and "score" in event:
         fields |= _SCORED
     for name, kind in fields.items():
