@@ -241,6 +241,8 @@ def main() -> int:
 
     models, lengths = (FULL if options.full else QUICK)[options.device]
     batch_size = options.batch_size or (16 if options.device == "cpu" else 32)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would make stock lose to whatever else runs
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     parts = []
     with scratch_folder() as scratch:
