@@ -1,7 +1,7 @@
 """Errors a user can act on.
 
-Every command line turns an `AdeptError` into one readable message and exit code 2. Anything else that
-escapes is a defect of ours and keeps its traceback. A message says where, what was given, what is allowed
+Every command line turns an `AdeptError` into one readable message and exit code 2, a `StoppedError` into 1. Anything
+else that escapes is a defect of ours and keeps its traceback. A message says where, what was given, what is allowed
 and what to do.
 """
 

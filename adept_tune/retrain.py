@@ -1,4 +1,4 @@
-"""`python -m adept_tune.retrain`: repeat the retraining of a finished search alone."""
+"""`python -m adept_tune.retrain`: the retraining of a search alone: again, or on from where it was interrupted."""
 
 import argparse
 import os
@@ -10,7 +10,11 @@ from adept_tune.cli import guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, retrain, and give the exit code: 0 done, 2 bad input, 3 nothing to retrain, 130 interrupted."""
+    """Parse, retrain, and give the exit code.
+
+    Returns:
+        0 done, 1 stopped by a full disk or a lost broker, 2 bad input, 3 nothing to retrain, 130 interrupted.
+    """
     arguments = parser().parse_args(argv)
 
     def run() -> int:

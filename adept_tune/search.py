@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, search, and give the exit code: 0 done, 1 disk full, 2 bad input, 3 no trial finished, 130 interrupted."""
+    """Parse, search, and give the exit code.
+
+    Returns:
+        0 done, 1 stopped by a full disk or a lost broker, 2 bad input, 3 no trial finished, 130 interrupted.
+    """
     arguments = parser().parse_args(argv)
 
     def run() -> int:

@@ -23,7 +23,10 @@ _FAST_BF16 = ("avx512_bf16", "amx_bf16")  # processors with instructions for pro
 def best_precision(device: str) -> Precision:
     """What a device is fast at: bf16 on a GPU, and on a processor that multiplies bf16 matrices itself."""
     if device == "cuda":
-        return "bf16"
+        import torch
+
+        older = torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
+        return "fp32" if older else "bf16"
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:

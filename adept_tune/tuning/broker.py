@@ -154,7 +154,7 @@ class Broker:
         self._plan = replace(self._plan, num_threads=num_threads)
 
     def journalled(self, job: str, step: int) -> None:
-        """The driver has journalled a report; from now on the job goes on from there."""
+        """The journal has the job at that step; from now on it goes on from there."""
         self._progress[job] = Progress(step, step)
         self._refused.discard((job, step))  # it has been written anew
 

@@ -87,14 +87,12 @@ class Experiment:
         Returns:
             The exit code.
         """
-        kinds = [event["event"] for event in self._events]
-        begun = max((i for i, kind in enumerate(kinds) if kind == "retraining"), default=len(kinds))
-        unfinished = [] if "winner" in kinds[begun:] else self._events
+        events = self._events if retraining_goes_on(self._events) else []
 
         def again() -> int:
             study = self.study(lambda: False)
             study.replay(search_events(self._events))
-            return self._finish(study, unfinished)
+            return self._finish(study, events)
 
         return self._tracked(again, "The same command")
 
@@ -156,8 +154,10 @@ class Experiment:
 
     def _whole(self) -> int:
         budget = self.spec.time_budget_s
-        spent_s = sum(parts_s(self._events).values())  # in earlier sessions
-        deadline = None if budget is None else self._begun + budget - spent_s - 1.1 * self.spec.retrain_s
+        left_s = None if budget is None else search_time_left_s(self.spec, self._events)
+        if left_s is not None and left_s <= 0 and self._events:
+            self.console.say("The time budget is used up: no trial is taken up. A greater --time-budget goes on.")
+        deadline = None if left_s is None else self._begun + left_s
         study = self.study(lambda: deadline is not None and monotonic() > deadline)
         study.replay(search_events(self._events))
         interrupted = self._run(study)
@@ -366,6 +366,24 @@ class Experiment:
 def search_events(events: Sequence[Event]) -> list[Event]:
     """The events of the search phase."""
     return [event for event in events if event["event"] in ("proposed", "reported", "decided", "ended")]
+
+
+def retraining_goes_on(events: Sequence[Event]) -> bool:
+    """Whether the last retraining was interrupted: it has neither a winner nor runs that all ended without one."""
+    kinds = [event["event"] for event in events]
+    if "retraining" not in kinds:
+        return False
+    begun = len(kinds) - 1 - kinds[::-1].index("retraining")
+    last, beginning = events[begun:], events[begun]
+    ends = [event["state"] for event in last if event["event"] == "retrain_ended"]
+    ends = [state for state in ends if state != End.INTERRUPTED]
+    all_lost = len(ends) == len(beginning["finalists"]) * beginning["seeds"] and End.FINISHED not in ends
+    return "winner" not in kinds[begun:] and not all_lost
+
+
+def search_time_left_s(spec: SearchSpec, events: Sequence[Event]) -> float:
+    """What a time budget leaves the search phase, less what earlier sessions spent on it and retraining will need."""
+    return (spec.time_budget_s or 0.0) - parts_s(events)["search"] - 1.1 * spec.retrain_s
 
 
 def progress_of(events: Sequence[Event]) -> dict[str, Progress]:

@@ -28,7 +28,7 @@ _LONGEST_CAUSE = 300
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 _REPORT_FIELDS = [field.name for field in fields(Report)]
-BROKER_S = 30.0  # to answer, before it is taken for dead
+BROKER_S = 30.0  # to answer
 _UNUSED_SNAPSHOTS_S = "1e9"  # Tune's own snapshots; ours is the journal
 
 
@@ -246,9 +246,11 @@ class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
     def _broker_lives(self) -> bool:
         try:
             ray.get(self._broker.ping.remote(), timeout=BROKER_S)
-            return True
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        except ray.exceptions.ActorDiedError:
             return False
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            pass  # it is busy
+        return True
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         """Tune has told all trials to stop, and waits until their processes have ended."""
@@ -262,9 +264,10 @@ class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A job's process or host was lost, and Tune starts it again; once too often, it fails."""
         name, error = trial.config["job"]["name"], _error_of(trial)
-        if self._reins.fault is None and not self._broker_lives():  # without it every trial would fail, one by one
-            self._reins.fault = StoppedError(f"the search's broker has died ({_cause(error)}); --resume goes on")
         if self._reins.pulled:
+            return
+        if not self._broker_lives():  # without it every trial would fail, one by one
+            self._reins.fault = StoppedError(f"the search's broker has died ({_cause(error)}); --resume goes on")
             return
         if _node_lost(error):
             self._reins.write(lambda: self._work.trouble(name, "its node was lost; it goes on elsewhere", error), None)

@@ -208,6 +208,7 @@ class Retrain(Work):
                 del rerun.reports[max(rerun.reports)]
                 rerun.state = None
                 self.tested.pop(name, None)
+                self.crowned = False  # what it comes to now may be another winner
                 self._open.append(name)
                 reopened[name] = max(rerun.reports, default=0)
                 self.trouble(name, f"goes on from an older state, because {error}")

@@ -19,7 +19,14 @@ from adept_tune.methods import get_method
 from adept_tune.tasks import Task, get_task
 from adept_tune.tracking import MlflowTracker
 from adept_tune.tuning.cluster import LOCAL, ask, broker_of, has_gpu, num_cpus, ray_session, settle, share_of
-from adept_tune.tuning.experiment import Experiment, progress_of, shape_of, storage_of, trial_config
+from adept_tune.tuning.experiment import (
+    Experiment,
+    progress_of,
+    search_time_left_s,
+    shape_of,
+    storage_of,
+    trial_config,
+)
 from adept_tune.tuning.host import HostPlan
 from adept_tune.tuning.journal import Journal
 from adept_tune.tuning.lock import locked
@@ -242,14 +249,18 @@ def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
     given = request.resume if str(request.resume) != "." else request.experiment
     folders = [given] if given else sorted(Path("runs").glob(f"*/{SPEC}"), key=os.path.getmtime, reverse=True)
     differences: list[str] = []
+    damaged: list[str] = []
     for folder in (path.parent if path.name == SPEC else path for path in folders):
         try:
             old = SearchSpec.read(folder)
-        except StateError:
+        except StateError as error:
             if given:
                 raise
-            continue  # not the search that was meant, or it cannot be resumed
-        new = draft if request.max_steps is not None else draft.model_copy(update={"max_steps": old.max_steps})
+            damaged.append(str(error))
+            continue
+        left_open = {"max_steps": request.max_steps, "precision": request.precision}
+        settled = {name: getattr(old, name) for name, value in left_open.items() if value is None}
+        new = draft.model_copy(update=settled)
         differences = old.differences(new)
         if not differences:
             kept = {
@@ -258,12 +269,27 @@ def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
                 "expected_s": old.expected_s,
                 "num_threads": old.num_threads,
                 "trials": old.trials if request.trials is None else request.trials,
-                "time_budget_s": request.time_budget_s or old.time_budget_s,
+                "time_budget_s": _budget(request, old),
             }
-            return folder, new.model_copy(update=kept)
+            resumed = new.model_copy(update=kept)
+            if request.time_budget_s and search_time_left_s(resumed, list(Journal(folder / JOURNAL).read())) <= 0:
+                raise SpecError(
+                    f"--time-budget: {request.time_budget_s:.0f} s are spent, earlier sessions and the retraining to "
+                    "come counted; give more, or leave it out"
+                )
+            return folder, resumed
     if given and differences:
         raise SpecError(f"--resume {given}: this is another search:\n  " + "\n  ".join(differences))
-    raise SpecError("--resume: no experiment of this search under runs/; name its folder with --resume DIR")
+    also = "".join(f"\n  not readable: {error}" for error in damaged)
+    raise SpecError(f"--resume: no experiment of this search under runs/; name its folder with --resume DIR{also}")
+
+
+def _budget(request: Request, old: SearchSpec) -> float | None:
+    """The time budget of a resumed search: what is given, else none where trials are added, else the old one."""
+    if request.time_budget_s is not None:
+        return request.time_budget_s
+    more = request.trials is not None and request.trials > old.trials
+    return None if more else old.time_budget_s
 
 
 def _new_folder(request: Request, method: str) -> Path:

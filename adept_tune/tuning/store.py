@@ -17,7 +17,7 @@ _JOB = re.compile(r"trial-\d{4,}(-seed-\d+)?")
 
 
 class Store:
-    """Trial states by job and step; the last two of each are kept.
+    """Trial states by job and step; the last two of each are kept, more only where one could not be removed.
 
     Args:
         root: A folder or an fsspec URI (`s3://bucket/path`).
@@ -58,8 +58,9 @@ class Store:
             raise StorageError(
                 f"{path}: cannot be written ({error}); make room, then the same command with --resume goes on"
             ) from error
-        others = [other for other in self.steps(job) if other != step]
-        for old in others[: -(KEPT_STATES - 1)] + [other for other in others[-(KEPT_STATES - 1) :] if other > step]:
+        others = self.steps(job)
+        earlier, later = [o for o in others if o < step], [o for o in others if o > step]
+        for old in earlier[: -(KEPT_STATES - 1)] + later:
             with contextlib.suppress(Exception):  # one state too many hurts nobody
                 self._files.rm_file(self._path(job, old))
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workload import PRECISIONS, ROOT, Timing, find_model, markdown, parser, prepared, publish, scratch_folder
+from workload import PRECISIONS, Timing, find_model, markdown, parser, prepared, publish, scratch_folder
 
 METRIC, MODE = "score", "max"
 LOG = "scores.jsonl"
@@ -80,7 +80,7 @@ def task_words(options: argparse.Namespace) -> list[str]:
 def run(command: list[str], log: Path) -> None:
     """Run a side to its end."""
     with log.open("wb") as file:
-        code = subprocess.run(command, stdout=file, stderr=file, cwd=ROOT).returncode
+        code = subprocess.run(command, stdout=file, stderr=file).returncode
     if code != 0:
         raise SystemExit(f"{' '.join(command)}\nended with exit code {code}:\n{log.read_text()[-2000:]}")
 

@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adept_tune.engine.config import TrialConfig
+from adept_tune.tuning.experiment import retraining_goes_on, search_time_left_s
 from adept_tune.tuning.retrain import Retrain, Spread, rerun_name
 from adept_tune.tuning.samplers import derive_seed
+from adept_tune.tuning.spec import SearchSpec
 from adept_tune.tuning.store import Store
 from adept_tune.tuning.study import TrialRecord
 from adept_tune.tuning.work import End, Report
-from tests.support.search import NotingJournal, NotingStore, evaluated, properties
+from tests.support.search import NotingJournal, NotingStore, evaluated, properties, spec_fields
 
 LAST, SEARCH_SEED = 80, 7
 
@@ -306,3 +308,36 @@ def test_replay_passes_over_events_of_the_search_and_of_others(rerunning):
         ]
     )
     assert all(rerun.state is None and not rerun.reports for rerun in rerunning.retrain.reruns.values())
+
+
+# -- of a command of its own ------------------------------------------------------------------------------------------
+
+
+def ended(trial: int, seed: int, state: str) -> dict[str, Any]:
+    return {"event": "retrain_ended", "trial": trial, "seed": seed, "state": state}
+
+
+BEGUN = {"event": "retraining", "finalists": [4], "seeds": 2}
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([], False),
+        ([BEGUN], True),
+        ([BEGUN, ended(4, 1, "FINISHED"), ended(4, 2, "INTERRUPTED")], True),
+        ([BEGUN, ended(4, 1, "FINISHED"), ended(4, 2, "FAILED")], True),  # there is a winner to tell
+        ([BEGUN, ended(4, 1, "FAILED"), ended(4, 2, "DIVERGED")], False),  # mended meanwhile, perhaps
+        ([BEGUN, ended(4, 1, "FINISHED"), {"event": "winner"}], False),
+        ([BEGUN, {"event": "winner"}, BEGUN, ended(4, 1, "FINISHED")], True),
+    ],
+)
+def test_a_retraining_goes_on_where_it_was_interrupted_and_begins_anew_where_it_was_not(events, expected):
+    assert retraining_goes_on(events) is expected
+
+
+def test_the_time_left_counts_the_search_of_all_sessions_and_the_retraining_to_come():
+    spec = SearchSpec(**spec_fields(time_budget_s=1000.0, retrain_s=100.0))
+    times = [("proposed", 0.0), ("reported", 200.0), ("resumed", 9000.0), ("reported", 9100.0), ("retraining", 9150.0)]
+    events = [{"event": kind, "time": time} for kind, time in times]
+    assert search_time_left_s(spec, events) == pytest.approx(1000 - 300 - 110)

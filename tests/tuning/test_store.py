@@ -49,6 +49,11 @@ class StoreContract:
         assert store.read("trial-0001", 40)[0] == b"new"
         assert store.steps("trial-0001") == [40]
 
+    def test_a_later_state_gives_way_before_an_earlier_one(self, store: Store) -> None:
+        for step in (10, 20, 15):
+            store.write("trial-0000", step, b"state")
+        assert store.steps("trial-0000") == [10, 15]
+
     def test_the_last_two_states_of_a_job_are_kept(self, store: Store) -> None:
         assert KEPT_STATES == 2
         for step in (5, 10, 100, 1000):
