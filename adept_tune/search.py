@@ -37,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
         description="Search the hyper-parameters of ADePT (or prompt tuning, DePT) for one task on one frozen model.",
     )
     what = p.add_argument_group("what")
-    what.add_argument("--task", required=True, help="name of a task: cola, sst2, mrpc, rte, or demo, which is embedded")
+    what.add_argument(
+        "--task", required=True, help="name of a task, such as cola, or demo, which is embedded; a wrong one lists all"
+    )
     what.add_argument("--method", help="adept, dept or prompt-tuning (default: the space's, else adept)")
     what.add_argument("--model", help="Hub name or folder (default google-t5/t5-base with a GPU, t5-small without)")
     what.add_argument("--data-dir", type=Path, help="folder with TASK/SPLIT.{jsonl,csv,tsv,parquet} (default: the Hub)")

@@ -8,12 +8,12 @@ from difflib import get_close_matches
 
 from adept_tune.errors import TaskError
 from adept_tune.tasks.metrics import Score
-from adept_tune.tasks.task import HubDataset, Task
+from adept_tune.tasks.task import SPLITS, HubDataset, Task
 
 __all__ = ["TASKS", "HubDataset", "Score", "Task", "get_task"]
 
-_GLUE = "nyu-mll/glue"
-_TRAIN_AND_VALIDATION = {"train": "train", "validation": "validation"}  # GLUE's test labels are not public
+_GLUE, _SUPER_GLUE = "nyu-mll/glue", "aps/super_glue"
+_TRAIN_AND_VALIDATION = {"train": "train", "validation": "validation"}  # their test labels are not public
 _DIGITS = ("0", "1")
 
 # Row counts, plateaus and lengths of the published runs: facts/adept.md sections 3, 2.3 and 2.4. The demonstration is
@@ -66,6 +66,122 @@ TASKS: dict[str, Task] = {
         num_rows={"train": 2_490, "validation": 138, "test": 139},
         plateau_steps=3_000,
         published_steps=30_000,
+    ),
+    "mnli": Task(
+        name="mnli",
+        hub=HubDataset(
+            _GLUE, "mnli", {"train": "train", "validation": "validation_mismatched", "test": "validation_matched"}
+        ),
+        columns=("premise", "hypothesis"),
+        template="premise: {premise} hypothesis: {hypothesis}",
+        label_sets={"digits": ("0", "1", "2"), "words": ("entailment", "neutral", "contradiction")},
+        split_rule="official",
+        metric="accuracy",
+        num_rows={"train": 392_702, "validation": 9_832, "test": 9_815},
+        published_steps=250_000,
+    ),
+    "qqp": Task(
+        name="qqp",
+        hub=HubDataset(_GLUE, "qqp", _TRAIN_AND_VALIDATION),
+        columns=("question1", "question2"),
+        template="question1: {question1} question2: {question2}",
+        label_sets={"digits": _DIGITS, "words": ("not_duplicate", "duplicate")},
+        split_rule="hold_out_train",
+        metric="accuracy",
+        num_rows={"train": 362_846, "validation": 1_000, "test": 40_430},
+        published_steps=100_000,
+    ),
+    "qnli": Task(
+        name="qnli",
+        hub=HubDataset(_GLUE, "qnli", _TRAIN_AND_VALIDATION),
+        columns=("question", "sentence"),
+        template="question: {question} sentence: {sentence}",
+        label_sets={"digits": _DIGITS, "words": ("entailment", "not_entailment")},
+        split_rule="hold_out_train",
+        metric="accuracy",
+        num_rows={"train": 103_743, "validation": 1_000, "test": 5_463},
+        published_steps=100_000,
+    ),
+    "boolq": Task(
+        name="boolq",
+        hub=HubDataset(_SUPER_GLUE, "boolq", _TRAIN_AND_VALIDATION),
+        columns=("question", "passage"),
+        template="question: {question} passage: {passage}",
+        label_sets={"digits": _DIGITS, "words": ("False", "True")},
+        split_rule="halve_validation",
+        metric="accuracy",
+        num_rows={"train": 9_427, "validation": 1_635, "test": 1_635},
+        plateau_steps=5_000,
+        published_steps=30_000,
+    ),
+    "wic": Task(
+        name="wic",
+        hub=HubDataset(_SUPER_GLUE, "wic", _TRAIN_AND_VALIDATION),
+        columns=("sentence1", "sentence2", "word"),
+        template="sentence1: {sentence1} sentence2: {sentence2} word: {word}",
+        label_sets={"digits": _DIGITS, "words": ("False", "True")},
+        split_rule="halve_validation",
+        metric="accuracy",
+        num_rows={"train": 5_428, "validation": 319, "test": 319},
+        plateau_steps=4_000,
+        published_steps=20_000,
+    ),
+    "cb": Task(
+        name="cb",
+        hub=HubDataset(_SUPER_GLUE, "cb", _TRAIN_AND_VALIDATION),
+        columns=("premise", "hypothesis"),
+        template="premise: {premise} hypothesis: {hypothesis}",
+        label_sets={"digits": ("0", "1", "2"), "words": ("entailment", "contradiction", "neutral")},
+        split_rule="halve_validation",
+        metric="accuracy",
+        num_rows={"train": 250, "validation": 28, "test": 28},
+        plateau_steps=2_000,
+        published_steps=30_000,
+    ),
+    "winogrande": Task(
+        name="winogrande",
+        hub=HubDataset("allenai/winogrande", "winogrande_xl", _TRAIN_AND_VALIDATION),
+        columns=("sentence", "option1", "option2"),
+        template="sentence: {sentence} option0: {option1} option1: {option2}",  # both, unlike the published code
+        label_sets={"digits": _DIGITS, "words": ("option0", "option1")},
+        split_rule="hold_out_train",
+        metric="accuracy",
+        label_column="answer",
+        label_values=("1", "2"),
+        num_rows={"train": 39_398, "validation": 1_000, "test": 1_267},
+    ),
+    "yelp2": Task(
+        name="yelp2",
+        hub=HubDataset("fancyzhx/yelp_polarity", None, {"train": "train", "validation": "test"}),
+        columns=("text",),
+        template="sentence: {text}",
+        label_sets={"digits": _DIGITS, "words": ("negative", "positive")},
+        split_rule="hold_out_train",
+        metric="accuracy",
+        max_train_rows=100_000,
+        num_rows={"train": 100_000, "validation": 1_000, "test": 38_000},
+    ),
+    "scitail": Task(
+        name="scitail",
+        hub=HubDataset("allenai/scitail", "snli_format", _TRAIN_AND_VALIDATION),
+        columns=("sentence1", "sentence2"),
+        template="premise: {sentence1} hypothesis: {sentence2}",
+        label_sets={"digits": _DIGITS, "words": ("entailment", "neutral")},
+        split_rule="halve_validation",
+        metric="accuracy",
+        label_column="gold_label",
+        label_values=("entailment", "neutral"),
+        num_rows={"train": 23_596, "validation": 652, "test": 652},
+    ),
+    "paws": Task(
+        name="paws",
+        hub=HubDataset("google-research-datasets/paws", "labeled_final", {split: split for split in SPLITS}),
+        columns=("sentence1", "sentence2"),
+        template="sentence1: {sentence1} sentence2: {sentence2}",
+        label_sets={"digits": _DIGITS, "words": ("not_paraphrase", "paraphrase")},
+        split_rule="official",
+        metric="accuracy",
+        num_rows={"train": 49_401, "validation": 8_000, "test": 8_000},
     ),
     "demo": Task(
         name="demo",

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ def load_splits(task: Task, data_dir: Path | None = None) -> Splits:
     else:
         raise TaskError(f"task {task.name}: its rows are neither in the package nor on the Hub; give --data-dir DIR")
     splits = _RULES[task.split_rule](task, official, origin)
+    if task.max_train_rows is not None and len(splits.train) > task.max_train_rows:
+        splits = replace(splits, train=splits.train.take("train", range(task.max_train_rows)))
     _warn_of_counts(task, splits)
     return splits
 

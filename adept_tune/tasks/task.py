@@ -57,6 +57,8 @@ class Task:
         packaged: Folder inside the package that holds the official splits as files; None if they do not ship.
         model: Folder inside the package that holds the model the task was made for; None if there is none.
         label_column: Column with the label, an int or a string of digits.
+        label_values: What that column holds instead, by label number; None where it holds the number.
+        max_train_rows: Train rows that are used, the first after the split rule; None uses all.
         max_source_length: In tokens, the end-of-sequence token included.
         num_rows: Expected rows of train, validation and test after the split rule; None if unknown.
         plateau_steps: Steps after which published runs left the chance level; None if unknown.
@@ -77,6 +79,8 @@ class Task:
     packaged: str | None = None
     model: str | None = None
     label_column: str = "label"
+    label_values: tuple[str, ...] | None = None
+    max_train_rows: int | None = None
     max_source_length: int = 256
     num_rows: Mapping[str, int] | None = None
     plateau_steps: int | None = None
@@ -133,7 +137,8 @@ class Task:
     def label_index(self, row: Mapping[str, Any], split: str = "a split", index: int = 0) -> int:
         """Return the label number of a row.
 
-        Files give it as an int, a string of digits (csv), or a whole float (a column of ints with a hole).
+        Files give it as an int, a string of digits (csv), or a whole float (a column of ints with a hole), or as one
+        of the task's `label_values`.
 
         Args:
             row: Column name -> value.
@@ -141,17 +146,20 @@ class Task:
             index: See `source`.
 
         Raises:
-            TaskError: The label is missing, not a whole number, or outside the label set.
+            TaskError: The label is missing, or outside the label set.
         """
         value = self._value(row, self.label_column, split, index)
-        label = _whole_number(value)
-        if label is None or not 0 <= label < self.num_labels:
-            allowed = ", ".join(str(number) for number in range(self.num_labels))
+        allowed = self.label_values or tuple(str(number) for number in range(self.num_labels))
+        number = _whole_number(value)
+        text = value.strip() if isinstance(value, str) else "" if number is None else str(number)
+        if self.label_values is None and number is not None:
+            text = str(number)  # "01" is 1
+        if text not in allowed:
             raise TaskError(
                 f"{self._place(split, index)}: field {self.label_column!r} is {value!r}; "
-                f"allowed: {allowed}; mend or remove the row"
+                f"allowed: {', '.join(allowed)}; mend or remove the row"
             )
-        return label
+        return allowed.index(text)
 
     def _value(self, row: Mapping[str, Any], column: str, split: str, index: int) -> Any:
         """One field of a row, which must have it."""
@@ -193,6 +201,10 @@ def _faults(task: Task) -> list[str]:
         faults.append(f"metric is {task.metric!r}; allowed: {', '.join(METRICS)}")
     if not task.label_sets:
         faults.append("label_sets is empty; give at least one style")
+    if task.label_values is not None and {len(task.label_values)} != {len(t) for t in task.label_sets.values()}:
+        faults.append(f"label_values are {len(task.label_values)}; give one a label")
+    if task.max_train_rows is not None and task.max_train_rows < 1:
+        faults.append(f"max_train_rows is {task.max_train_rows}; it must be at least 1")
     if len({len(texts) for texts in task.label_sets.values()}) > 1:
         faults.append("the styles of label_sets differ in their number of labels")
     for style, texts in task.label_sets.items():

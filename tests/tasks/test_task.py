@@ -12,12 +12,8 @@ from tests.tasks.files import TASK
 PAIR = TASKS["rte"]
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_task_source_joins_columns_with_single_spaces_and_no_prefix(name: str) -> None:
-    task = TASKS[name]
-    row = {column: f"  a \t {column}\nb " for column in task.columns}
-    expected = " ".join(f"{column}: a {column} b" for column in task.columns)
-    assert task.source(row) == expected
+def test_task_source_puts_words_one_space_apart() -> None:
+    assert PAIR.source({"sentence1": "  a \t b\nc ", "sentence2": "d"}) == "sentence1: a b c sentence2: d"
 
 
 def test_task_source_leaves_braces_in_a_text_alone() -> None:
@@ -27,6 +23,24 @@ def test_task_source_leaves_braces_in_a_text_alone() -> None:
 @pytest.mark.parametrize("value", [1, "1", " 1 ", 1.0])
 def test_task_label_index_reads_ints_digit_strings_and_whole_floats(value: Any) -> None:
     assert TASK.label_index({"label": value}) == 1
+
+
+@pytest.mark.parametrize(("value", "expected"), [("entailment", 0), (" neutral ", 1)])
+def test_task_label_index_reads_the_values_a_task_names(value: str, expected: int) -> None:
+    assert TASKS["scitail"].label_index({"gold_label": value}) == expected
+
+
+@pytest.mark.parametrize("value", ["1", 1, 2, "2"])
+def test_task_label_values_may_be_numbers(value: Any) -> None:
+    assert TASKS["winogrande"].label_index({"answer": value}) == int(value) - 1
+
+
+@pytest.mark.parametrize("value", ["0", 0, "3", "", None, "contradiction", math.nan])
+def test_task_refuses_what_is_none_of_its_label_values(value: Any) -> None:
+    with pytest.raises(TaskError) as caught:
+        TASKS["winogrande"].label_index({"answer": value}, "train", 3)
+    message = f"task winogrande: train: row 3 (the first is 0): field 'answer' is {value!r}; allowed: 1, 2;"
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["", "  ", None, 5, math.nan, ["a"]])
@@ -79,6 +93,8 @@ def test_task_labels_refuses_an_unknown_style() -> None:
         ),
         ({"hub": HubDataset("a/b", None, {"train": "train"})}, "hub.splits lacks test, validation"),
         ({"max_source_length": 1}, "max_source_length is 1"),
+        ({"label_values": ("a", "b", "c")}, "label_values are 3"),
+        ({"max_train_rows": 0}, "max_train_rows is 0"),
     ],
 )
 def test_task_refuses_an_entry_that_contradicts_itself(changes: dict[str, Any], said: str) -> None:
