@@ -70,6 +70,7 @@ def save_adapter(
             "columns": list(task.columns),
             "template": task.template,
             "label_column": task.label_column,
+            "label_values": None if task.label_values is None else list(task.label_values),
             "metric": task.metric,
             "demonstration": task.demonstration,
         },
@@ -176,6 +177,7 @@ class _TaskFields(BaseModel):
     columns: list[str]
     template: str
     label_column: str
+    label_values: list[str] | None = None
     metric: str
     demonstration: bool
 
@@ -277,6 +279,7 @@ def _task(description: _Description, folder: Path) -> "Task":
             split_rule="official",
             metric=fields.metric,
             label_column=fields.label_column,
+            label_values=None if fields.label_values is None else tuple(fields.label_values),
             max_source_length=description.source_length,
             demonstration=fields.demonstration,
         )

@@ -156,7 +156,9 @@ class Console:
             name = f"trial {story.number}" + (f" seed {story.seed}" if story.seed is not None else "")
             steps = f"{story.step}/{record.spec.max_steps}"
             table.add_row(name, steps, loss, score, Text(shown(story.params), overflow="ellipsis", no_wrap=True))
-        title = f"{record.spec.task} with {record.spec.method}" + (", a demonstration" if outlook.demonstration else "")
+        title = f"{record.spec.task_name} with {record.spec.method}" + (
+            ", a demonstration" if outlook.demonstration else ""
+        )
         return Panel(Group(head, Text(), table), title=title, border_style="dim")
 
     def _facts(self, record: "Record", outlook: Outlook, num_running: int) -> list[tuple[str, str]]:

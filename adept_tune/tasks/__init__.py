@@ -5,9 +5,11 @@ transformers and datasets.
 """
 
 from difflib import get_close_matches
+from pathlib import Path
 
 from adept_tune.errors import TaskError
 from adept_tune.tasks.metrics import Score
+from adept_tune.tasks.own import is_task_file, read_task_file
 from adept_tune.tasks.task import SPLITS, HubDataset, Task
 
 __all__ = ["TASKS", "HubDataset", "Score", "Task", "get_task"]
@@ -201,13 +203,15 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """Return the task of that name.
+    """Return the task of that name, or of a YAML file that describes the user's own.
 
     Raises:
-        TaskError: There is none; the message lists those there are and the closest.
+        TaskError: There is none, the message lists those there are and the closest; or the file cannot be used.
     """
+    if is_task_file(name):
+        return read_task_file(Path(name).expanduser())
     if name in TASKS:
         return TASKS[name]
     close = get_close_matches(name.lower(), TASKS, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise TaskError(f"task {name!r} is unknown; allowed: {', '.join(TASKS)}{hint}")
+    raise TaskError(f"task {name!r} is unknown; allowed: {', '.join(TASKS)}, or a .yaml file of your own{hint}")

@@ -64,7 +64,7 @@ def load_splits(task: Task, data_dir: Path | None = None) -> Splits:
     Args:
         task: Whose rows.
         data_dir: Folder with `TASK/SPLIT.{jsonl,csv,tsv,parquet}` in the Hub's columns. None takes the rows
-            that ship with the package, or else the Hub's.
+            of the task's own file, those that ship with the package, or else the Hub's.
 
     Returns:
         The splits. A number of rows other than the published one is a warning.
@@ -76,6 +76,8 @@ def load_splits(task: Task, data_dir: Path | None = None) -> Splits:
     """
     if data_dir is not None:
         official, origin = _from_folder(task, data_dir / task.name), str(data_dir / task.name)
+    elif task.rows is not None:
+        official, origin = _from_files(task, task.rows), task.reference
     elif task.packaged is not None:
         folder = Path(__file__).parents[1] / task.packaged
         official, origin = _from_folder(task, folder), str(folder)
@@ -94,6 +96,10 @@ def _from_folder(task: Task, folder: Path) -> dict[str, Rows]:
     # All names first, so that a missing file is told before a large one is read.
     paths = find_files(task, folder)
     return {split: _checked(task, split, read_file(task, path), str(path)) for split, path in paths.items()}
+
+
+def _from_files(task: Task, files: Mapping[str, str]) -> dict[str, Rows]:
+    return {split: _checked(task, split, read_file(task, Path(path)), path) for split, path in files.items()}
 
 
 def _from_hub(task: Task) -> dict[str, Rows]:
@@ -161,6 +167,20 @@ def _hold_out_train(task: Task, official: Mapping[str, Rows], origin: str) -> Sp
     )
 
 
+def _split_train(task: Task, official: Mapping[str, Rows], origin: str) -> Splits:
+    """Shuffle the only rows; a fifth validates, a fifth tests, the rest train. Ours."""
+    rows = official["train"]
+    if len(rows) < 10:
+        raise TaskError(f"task {task.name}: {origin} has {len(rows)} rows; give at least 10, to be split in three")
+    order, fifth = _shuffled(len(rows)), len(rows) // 5
+    return Splits(
+        rows.take("train", order[2 * fifth :]),
+        rows.take("validation", order[:fifth]),
+        rows.take("test", order[fifth : 2 * fifth]),
+        origin,
+    )
+
+
 def _official(task: Task, official: Mapping[str, Rows], origin: str) -> Splits:
     """Take the splits as they are."""
     return Splits(official["train"], official["validation"], official["test"], origin)
@@ -170,6 +190,7 @@ _RULES: dict[str, Callable[[Task, Mapping[str, Rows], str], Splits]] = {
     "halve_validation": _halve_validation,
     "hold_out_train": _hold_out_train,
     "official": _official,
+    "split_train": _split_train,
 }
 
 

@@ -18,6 +18,7 @@ SPLIT_RULES: dict[str, tuple[str, ...]] = {
     "halve_validation": ("train", "validation"),
     "hold_out_train": ("train", "validation"),
     "official": SPLITS,
+    "split_train": ("train",),
 }
 
 
@@ -54,6 +55,8 @@ class Task:
         split_rule: A key of `SPLIT_RULES`.
         metric: A key of `metrics.METRICS`.
         hub: Where the rows lie on the Hub; None if they are not there.
+        rows: Official split -> the file that holds it, for a task of the user's own; None otherwise.
+        file: The file that describes such a task; None otherwise.
         packaged: Folder inside the package that holds the official splits as files; None if they do not ship.
         model: Folder inside the package that holds the model the task was made for; None if there is none.
         label_column: Column with the label, an int or a string of digits.
@@ -76,6 +79,8 @@ class Task:
     split_rule: str
     metric: str
     hub: HubDataset | None = None
+    rows: Mapping[str, str] | None = None
+    file: str | None = None
     packaged: str | None = None
     model: str | None = None
     label_column: str = "label"
@@ -91,6 +96,11 @@ class Task:
         faults = _faults(self)
         if faults:
             raise TaskError(f"task {self.name!r} in the table of tasks: {'; '.join(faults)}")
+
+    @property
+    def reference(self) -> str:
+        """What finds the task again: the file that describes it, or its name in the table."""
+        return self.file or self.name
 
     @property
     def num_labels(self) -> int:

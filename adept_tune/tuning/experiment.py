@@ -433,7 +433,7 @@ def _info(spec: SearchSpec, folder: Path, materials: Materials) -> SearchInfo:
     return SearchInfo(
         search_id=spec.search_id,
         name=folder.name,
-        task=spec.task,
+        task=spec.task_name,
         method=spec.method,
         metric=materials.task.metric,
         params={"model": spec.backbone["name"], "device": spec.device, "precision": spec.precision}

@@ -59,7 +59,7 @@ def _page(record: Record, name: str, drawn: dict[str, Path]) -> str:
 def _summary(record: Record) -> str:
     spec = record.spec
     rows = {
-        "Task": f"{spec.task}, {get_task(spec.task).metric}, labels {spec.labels}",
+        "Task": f"{spec.task_name}, {get_task(spec.task).metric}, labels {spec.labels}",
         "Model": f"{spec.backbone['name']} ({spec.backbone['revision'][:12]}), {spec.precision} on {spec.device}",
         "Method": spec.method,
         "Search": f"{spec.trials} trials of up to {spec.max_steps} steps of {spec.batch_size} rows, "

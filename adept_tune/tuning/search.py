@@ -102,12 +102,17 @@ def run_search(request: Request, console: Console) -> int:
     with ray_or_no_ray(request) as start_ray:
         device = _device(request, start_ray)
         task = get_task(request.task)
-        file = _space_file(request)
-        folder = request.experiment or _new_folder(request, file.method)
+        file = _space_file(request, task)
+        folder = request.experiment or _new_folder(task, file.method)
         if not request.dry_run and request.resume is None:
             _check_folder(folder)
         materials = gather(
-            task.name, request.data_dir, request.model or _model_for(task, device), file, request.fixed, request.labels
+            task.reference,
+            request.data_dir,
+            request.model or _model_for(task, device),
+            file,
+            request.fixed,
+            request.labels,
         )
         if request.address == LOCAL:
             fetch_weights(materials.info)
@@ -292,8 +297,8 @@ def _budget(request: Request, old: SearchSpec) -> float | None:
     return None if more else old.time_budget_s
 
 
-def _new_folder(request: Request, method: str) -> Path:
-    return Path("runs") / f"{request.task}-{method}-{datetime.now():%Y%m%d-%H%M%S}"
+def _new_folder(task: Task, method: str) -> Path:
+    return Path("runs") / f"{task.name}-{method}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _check_folder(folder: Path) -> None:
@@ -312,7 +317,7 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
     try:
         return SearchSpec(
             search_id=uuid.uuid4().hex[:12],
-            task=materials.task.name,
+            task=materials.task.reference,
             data_dir=str(request.data_dir.resolve()) if request.data_dir else None,
             data_fingerprint=materials.data.fingerprint,
             backbone=materials.info.as_dict(),
@@ -356,12 +361,12 @@ def _model_for(task: Task, device: str) -> str:
     return MODEL[device] if task.model is None else str(Path(__file__).parents[1] / task.model)
 
 
-def _space_file(request: Request) -> SpaceFile:
+def _space_file(request: Request, task: Task) -> SpaceFile:
     """The space that method and space ask for; either follows from the other, and a task may have one of its own."""
     if request.method is not None:
         get_method(request.method)
     name = request.space or request.method or "adept"
-    of_task = f"{name}-{request.task}"
+    of_task = f"{name}-{task.name}"
     file = read_space(of_task if request.space is None and is_space(of_task) else name)
     if request.method not in (None, file.method):
         raise SpecError(f"--method {request.method}: the space {request.space} is for {file.method}")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from adept_tune.backbones import BackboneInfo
 from adept_tune.errors import SpecError, StateError, StorageError
+from adept_tune.tasks.own import is_task_file
 from adept_tune.tuning.rungs import Scheduler
 from adept_tune.tuning.space import Sampler, SpaceFile
 
@@ -22,7 +23,7 @@ class SearchSpec(BaseModel):
 
     Attributes:
         search_id: Finds the search's runs and actors.
-        task: Name of the task.
+        task: Name of the task, or the path of its file.
         data_dir: Folder of its rows; None for the Hub or the package.
         data_fingerprint: Of rows and tokens.
         backbone: Fields of the `BackboneInfo`.
@@ -95,6 +96,11 @@ class SearchSpec(BaseModel):
     def _is_space(cls, fields: dict[str, Any]) -> dict[str, Any]:
         SpaceFile.model_validate(fields)
         return fields
+
+    @property
+    def task_name(self) -> str:
+        """The task as people call it; `task` may be the path of its file."""
+        return Path(self.task).stem if is_task_file(self.task) else self.task
 
     def differences(self, other: "SearchSpec") -> list[str]:
         """What would change the results of a search that goes on as `other`, a line each, ours first."""

@@ -119,7 +119,9 @@ def test_get_task_lists_the_choices_and_the_closest() -> None:
     assert get_task("cola") is TASKS["cola"]
     with pytest.raises(TaskError) as caught:
         get_task("SST-2")
-    assert str(caught.value).startswith(f"task 'SST-2' is unknown; allowed: {', '.join(TASKS)}; did you mean 'sst2'?")
+    assert str(caught.value) == (
+        f"task 'SST-2' is unknown; allowed: {', '.join(TASKS)}, or a .yaml file of your own; did you mean 'sst2'?"
+    )
     with pytest.raises(TaskError, match="unknown") as caught:
         get_task("zzzz")
     assert "did you mean" not in str(caught.value)
