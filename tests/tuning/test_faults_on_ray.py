@@ -113,6 +113,21 @@ def test_a_trial_that_loses_its_process_too_often_fails_with_the_cause(places, t
     assert mlflow_states(found.folder / "mlflow.db") == {"search FAILED": 1, "trial FAILED": TRIALS}
 
 
+def test_a_host_lost_in_an_evaluation_repeats_that_and_no_report(places, tmp_path):
+    write_rows(places / "data", num_train=300, num_validation=30_000, task="cola")  # evaluations of seconds
+    found = session(places, tmp_path / "experiment", "--task", "cola", steps=60)
+    found.until(lambda: [event for event in found.events("reported") if event["step"] == 59])
+    time.sleep(0.4)
+    assert not [event for event in found.events("reported") if event["step"] == 60]
+    found.kill("ray::Host")
+    assert found.end() == 0, found.output
+    check_whole(found, None)
+    assert {event["what"].split(";")[0] for event in found.events("trouble")} == {"its host died"}
+    for trial in range(TRIALS):
+        steps = [event["step"] for event in found.events("reported") if event["trial"] == trial]
+        assert steps == list(range(1, 61))
+
+
 def test_a_lost_broker_stops_the_search_and_fails_no_trial(places, tmp_path, undisturbed):
     found = session(places, tmp_path / "experiment")
     found.until(lambda: len(found.events("reported")) > 5)
