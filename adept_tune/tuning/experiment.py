@@ -322,6 +322,7 @@ class Experiment:
         say(f"Exported seed {best.seed}, the best on validation: {self.folder / ADAPTER}")
         say(f"Report:   {self.folder / REPORT}")
         say(f"Predict:  {sys.executable} -m adept_tune.predict --adapter {self.folder / ADAPTER} --text '...'")
+        say(f"Go on:    the same command with --resume {self.folder} and more --trials, or a greater --time-budget")
         if isinstance(self.tracker, MlflowTracker):
             say("Look:     " + self.tracker.view_hint.replace("\n", "\n          "))
 
@@ -336,7 +337,7 @@ class Experiment:
             return "Winner and first point share no finished seed, so they cannot be compared."
         return (
             f"Against the space's first point (trial {baseline.number}): {gain.mean:+.4f} ± {gain.se:.4f} on "
-            "validation, mean and standard error of the differences seed by seed."
+            "validation, mean and standard error of the differences seed by seed (seeds only)."
         )
 
     def _outlook(self) -> Outlook:

@@ -75,16 +75,21 @@ def _winner(record: Record) -> str:
     if record.winner is None:
         return "<h2>Winner</h2><p>There is none yet.</p>"
     test, number = record.winner["test"], record.winner["trial"]
+    first = (record.winner.get("baseline") or {}).get("trial")
     rows = [
-        [f"trial {n}", f"{s.mean:.4f} ± {s.se:.4f}", shown(record.trials[n].params)]
+        [
+            f"trial {n}" + (" (the space's first point)" if n == first else ""),
+            f"{s.mean:.4f} ± {s.se:.4f}",
+            shown(record.trials[n].params),
+        ]
         for n, s in sorted(record.finalists().items(), key=lambda item: item[1].mean, reverse=True)
     ]
     return (
         f"<h2>Winner: trial {number}</h2><p>{html.escape(shown(record.winner['params']))}</p>"
         f"<p>Test {metric}: mean {test['mean']:.4f}, standard deviation {test['sd']:.4f}, standard error "
-        f"{test['se']:.4f} over the seeds. Exported: seed {record.winner['seed']}, the best on validation.</p>"
+        f"{test['se']:.4f} (seeds and rows). Exported: seed {record.winner['seed']}, the best on validation.</p>"
         + _baseline(record.winner.get("baseline"))
-        + _table(["finalist", f"validation {metric}, mean ± s.e. over seeds", "configuration"], rows)
+        + _table(["finalist", f"validation {metric}, mean ± s.e. (seeds and rows)", "configuration"], rows)
     )
 
 
@@ -95,7 +100,7 @@ def _baseline(baseline: dict[str, Any] | None) -> str:
     gain = baseline["gain"]
     return (
         f"<p>Against the space's first point (trial {baseline['trial']}): {gain['mean']:+.4f} ± {gain['se']:.4f} on "
-        "validation, mean and standard error of the differences seed by seed.</p>"
+        "validation, mean and standard error of the differences seed by seed (seeds only).</p>"
     )
 
 

@@ -33,7 +33,7 @@ def plan_lines(spec: SearchSpec, materials: Materials, expected: Estimate, concu
         f"Search    {spec.trials} trials of up to {spec.max_steps} steps of {spec.batch_size} rows, "
         f"{spec.sampler} and {spec.scheduler}, rungs at {rungs}, {concurrent} at once"
     )
-    beside = ", and the space's first point beside them" if space.points else ""
+    beside = ", and the space's first point where it is none of them" if space.points else ""
     yield f"Retrain   {spec.finalists} finalists over {spec.seeds} seeds{beside}"
     budget = f" of {duration(spec.time_budget_s)} allowed" if spec.time_budget_s else ""
     yield (
