@@ -1,6 +1,5 @@
 """A user's own task: one YAML file that says where its rows are and how they are read."""
 
-import string
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 from adept_tune.errors import TaskError
 from adept_tune.tasks.metrics import METRICS
 from adept_tune.tasks.reading import SUFFIXES
-from adept_tune.tasks.task import Task
+from adept_tune.tasks.task import Task, placeholders
 
 KEYS = {"rows", "columns", "template", "label_column", "labels", "metric", "max_source_length"}
 NEEDED = ("rows", "columns", "template", "labels")
@@ -75,9 +74,8 @@ def read_task_file(path: Path) -> Task:
 def _content(path: Path) -> dict[str, Any]:
     """The file's mapping, in which every scalar is a text: "no" is a word and 1 a value of a column."""
     try:
-        content = yaml.load(
-            path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader
-        )  # makes texts, lists and maps only
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, Loader=yaml.BaseLoader)  # makes texts, lists and maps only
     except OSError as error:
         raise TaskError(f"task file {path}: cannot be read ({error.strerror}); give the path of a .yaml file") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -88,7 +86,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _faults_of_keys(content: Mapping[str, Any]) -> list[str]:
-    """Keys that nothing knows, and those that are missing."""
+    """Keys that nothing knows; those that are missing are told with what each must hold."""
     faults = []
     for key in content:
         if key not in KEYS:
@@ -121,9 +119,8 @@ def _files(path: Path, rows: Any, faults: list[str]) -> tuple[dict[str, str], st
 
 
 def _placeholders(template: str) -> list[str] | None:
-    """Columns that a template names; None where its braces do not match."""
     try:
-        return [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        return placeholders(template)
     except ValueError:
         return None
 

@@ -160,10 +160,9 @@ class Task:
         """
         value = self._value(row, self.label_column, split, index)
         allowed = self.label_values or tuple(str(number) for number in range(self.num_labels))
-        number = _whole_number(value)
-        text = value.strip() if isinstance(value, str) else "" if number is None else str(number)
-        if self.label_values is None and number is not None:
-            text = str(number)  # "01" is 1
+        worded = self.label_values is not None and isinstance(value, str)
+        number = None if worded else _whole_number(value)
+        text = value.strip() if worded else "" if number is None else str(number)  # the number of "01" is 1
         if text not in allowed:
             raise TaskError(
                 f"{self._place(split, index)}: field {self.label_column!r} is {value!r}; "
@@ -197,12 +196,21 @@ def _whole_number(value: Any) -> int | None:
     return None
 
 
+def placeholders(template: str) -> list[str]:
+    """Columns that a template names, in its order.
+
+    Raises:
+        ValueError: Its braces do not match.
+    """
+    return [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+
+
 def _faults(task: Task) -> list[str]:
     """All that is wrong with an entry of the table of tasks."""
     faults = []
-    placeholders = [field for _, field, _, _ in string.Formatter().parse(task.template) if field is not None]
-    if not task.columns or tuple(placeholders) != task.columns:
-        faults.append(f"template has the columns {placeholders}, columns are {list(task.columns)}; make them equal")
+    fields = placeholders(task.template)
+    if not task.columns or tuple(fields) != task.columns:
+        faults.append(f"template has the columns {fields}, columns are {list(task.columns)}; make them equal")
     if task.split_rule not in SPLIT_RULES:
         faults.append(f"split_rule is {task.split_rule!r}; allowed: {', '.join(SPLIT_RULES)}")
     elif task.hub is not None and (missing := set(SPLIT_RULES[task.split_rule]) - set(task.hub.splits)):
