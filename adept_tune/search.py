@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="fix a trial setting or an option")
     where = p.add_argument_group("where")
     where.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    where.add_argument("--precision", default="fp32", help="of the backbone: fp32 (default), bf16, or auto, the faster")
+    where.add_argument("--precision", default="auto", help="of the backbone: fp32, bf16, or auto (default), the faster")
     where.add_argument("--trials-per-gpu", default="auto", help="trials fused on a device, or auto (default)")
     where.add_argument("--address", help="local, auto or a Ray cluster's address (default: RAY_ADDRESS, else local)")
     where.add_argument("--experiment", type=Path, help="folder of this search (default runs/TASK-METHOD-TIME)")

@@ -83,7 +83,7 @@ class Request:
     tracking_uri: str | None = None
     experiment: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Precision | None = "fp32"
+    precision: Precision | None = None
     resume: Path | None = None
     dry_run: bool = False
     verbose: bool = False
