@@ -7,8 +7,8 @@ and as nearly N as its prompt length allows.
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
@@ -206,11 +206,16 @@ class SearchSpace:
                 )
             columns.append(values)
         points = [dict(zip(self.dimensions, values, strict=True)) for values in product(*columns)]
-        first: list[Params] = []
-        for point in self.points:
-            if not any(_same(point, other) for other in first):
-                first.append(point)
-        return first + [point for point in points if not any(_same(point, other) for other in first)]
+        return [*self.points, *(p for p in points if not any(_same(p, first) for first in self.points))]
+
+
+def _distinct(points: Iterable[Params]) -> list[Params]:
+    """The points in order, each once."""
+    found: list[Params] = []
+    for point in points:
+        if not any(_same(point, other) for other in found):
+            found.append(point)
+    return found
 
 
 def _same(one: Params, other: Params) -> bool:
@@ -304,7 +309,7 @@ def resolve_space(
         faults += _corner_faults(space)
     if faults:
         raise SpaceError(f"{where}:\n  " + "\n  ".join(dict.fromkeys(faults)))
-    return space
+    return replace(space, points=tuple(_distinct(points)))  # a fixed setting may have made two the same
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

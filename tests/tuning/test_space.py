@@ -107,7 +107,8 @@ def test_null_in_an_overlay_takes_a_parameter_out(tmp_path):
     space = space_from(tmp_path, "extends: adept\nparameters: {ffn_width: null, ffn_lr: null}\n")
     assert list(space.dimensions) == ["prompt_length", "prompt_lr"]
     assert space.fixed == {}
-    assert space.points == ({"prompt_length": 60, "prompt_lr": 0.3},)  # a point may say more than is searched
+    # A point may say more than is searched.
+    assert space.points == ({"prompt_length": 60, "prompt_lr": 0.3}, {"prompt_length": 20, "prompt_lr": 0.3})
 
 
 @pytest.mark.parametrize("d_model", [512, 768])
@@ -348,7 +349,7 @@ def test_fixed_settings_take_the_place_of_ranges(tmp_path):
     space = space_from(tmp_path, "extends: adept\n", ffn_lr=1e-3, prompt_length=20, batch_size=8)
     assert list(space.dimensions) == ["ffn_width", "prompt_lr"]
     assert space.fixed == {"ffn_lr": 1e-3, "prompt_length": 20, "batch_size": 8}
-    assert space.points == ({"ffn_width": 19, "prompt_lr": 0.3},)
+    assert space.points == ({"ffn_width": 19, "prompt_lr": 0.3},)  # the two of the file have become one
     assert space.config(space.points[0], batch_size=32).batch_size == 8  # what is fixed beats what others fill in
 
 
