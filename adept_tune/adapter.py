@@ -9,6 +9,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -62,7 +63,7 @@ def save_adapter(
         "d_model": state.sizes.d_model,
         "source_length": state.sizes.source_length,
         "labels": state.config.labels,
-        "label_texts": list(task.labels(state.config.labels)),
+        "label_texts": [] if task.is_open else list(task.labels(state.config.labels)),
         "backbone": dict(backbone),
         "precision": precision,
         "task": {
@@ -72,6 +73,9 @@ def save_adapter(
             "label_column": task.label_column,
             "label_values": None if task.label_values is None else list(task.label_values),
             "metric": task.metric,
+            "also": list(task.also),
+            "label_step": task.label_step,
+            "table": None if task.is_plain else {"task": task.name, "protocol": task.protocol},
             "demonstration": task.demonstration,
         },
         "metrics": dict(metrics),
@@ -112,10 +116,12 @@ class Adapter:
         description, tensors = _read(folder)
         self.description = description.model_dump()
         self._task = _task(description, folder)
-        self._reader, self._trained, self._tokenizer = _assemble(description, tensors, folder, model, device)
+        self._reader, self._trained, self._tokenizer = _assemble(
+            description, self._task, tensors, folder, model, device
+        )
 
     def predict(self, rows: Sequence[Row]) -> list[str]:
-        """Answer each row with the text the model decodes, usually one of `label_texts`.
+        """Answer each row with the text the model decodes: usually one of `label_texts`, where there are any.
 
         Args:
             rows: Mappings with the task's columns, or plain texts for a task of one column.
@@ -134,19 +140,21 @@ class Adapter:
         Raises:
             TaskError: A row does not fit the task.
         """
-        import numpy as np
+        from adept_tune.tasks.tokens import answered
 
-        from adept_tune.tasks.tokens import TokenSplit
-
-        labels = [self._task.label_index(row, "rows", i) for i, row in enumerate(rows)]
-        split = TokenSplit(self._sources(rows), {}, np.array(labels, dtype=np.int32))
+        split = answered(self._task, rows, self._sources(rows), self._tokenizer)
         (evaluation,) = self._reader.evaluate(self._trained, split)
         return evaluation
 
     @property
-    def label_column(self) -> str:
-        """Name of the column that holds a row's label."""
-        return self._task.label_column
+    def needed(self) -> tuple[str, ...]:
+        """Names of the columns that a row must have to be scored."""
+        return self._task.needed_columns
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether scoring runs programs that the model wrote."""
+        return self._task.runs_code
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -163,12 +171,21 @@ class Adapter:
     def _row(self, row: Row) -> Mapping[str, Any]:
         if not isinstance(row, str):
             return row
-        if len(self._task.columns) > 1:
+        if not self._task.reads_one_text:
             raise TaskError(
-                f"task {self._task.name}: a plain text cannot fill the columns {', '.join(self._task.columns)}; "
+                f"task {self._task.name}: a plain text cannot fill the columns "
+                f"{', '.join((*self._task.columns, *self._task.other_columns))}; "
                 "give rows with these columns"
             )
         return {self._task.columns[0]: row}
+
+
+class _TableEntry(BaseModel):
+    """Where a task is found that values alone do not describe."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    task: str
+    protocol: Literal["ours", "paper"]
 
 
 class _TaskFields(BaseModel):
@@ -179,6 +196,9 @@ class _TaskFields(BaseModel):
     label_column: str
     label_values: list[str] | None = None
     metric: str
+    also: list[str] = []
+    label_step: float | None = None
+    table: _TableEntry | None = None
     demonstration: bool
 
 
@@ -267,10 +287,17 @@ def _fault(error: ValidationError) -> str:
 
 
 def _task(description: _Description, folder: Path) -> "Task":
+    from adept_tune.tasks import TASKS, get_task
     from adept_tune.tasks.task import Task
 
     fields = description.task
     try:
+        if fields.table is not None:
+            if fields.table.task not in TASKS:  # a name of ours, never the path of a file
+                raise TaskError(f"{fields.table.task!r} is not in adept_tune.tasks.TASKS; put it there first")
+            return replace(
+                get_task(fields.table.task, fields.table.protocol), max_source_length=description.source_length
+            )
         return Task(
             name=fields.name,
             columns=tuple(fields.columns),
@@ -280,6 +307,8 @@ def _task(description: _Description, folder: Path) -> "Task":
             metric=fields.metric,
             label_column=fields.label_column,
             label_values=None if fields.label_values is None else tuple(fields.label_values),
+            label_step=fields.label_step,
+            also=tuple(fields.also),
             max_source_length=description.source_length,
             demonstration=fields.demonstration,
         )
@@ -288,7 +317,12 @@ def _task(description: _Description, folder: Path) -> "Task":
 
 
 def _assemble(
-    description: _Description, tensors: Mapping[str, Any], folder: Path, model: str | None, device: str
+    description: _Description,
+    task: "Task",
+    tensors: Mapping[str, Any],
+    folder: Path,
+    model: str | None,
+    device: str,
 ) -> "tuple[Reader, Trained, Any]":
     """Backbone and adapter as a reader of one trial."""
     from adept_tune.backbones import BackboneInfo, inspect_backbone, load_backbone, load_tokenizer
@@ -308,10 +342,12 @@ def _assemble(
         backbone,
         get_method(description.method),
         TokenizerCodec(tokenizer),
-        description.task.metric,
-        {style: Ragged.from_lists(label_ids)},
-        {style: texts},
+        task.metric,
+        {style: Ragged.from_lists(label_ids)} if texts else {},
+        {style: texts} if texts else {},
         backbone.pad_id,
+        task.also,
+        task.max_target_length,
     )
     return reader, Trained.of_one(tensors, description.sizes, style, backbone.device), tokenizer
 

@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     rows = p.add_mutually_exclusive_group(required=True)
     rows.add_argument("--text", action="append", help="a text, for tasks of one column; may be repeated")
     rows.add_argument("--file", type=Path, help="JSON lines with the task's columns; with labels, a score is printed")
+    p.add_argument("--allow-code-execution", action="store_true", help="score programs that the model wrote (mbpp)")
     p.add_argument("--model", help="folder or Hub name of the backbone, if it has moved")
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     return p
@@ -42,7 +43,8 @@ def predict(arguments: argparse.Namespace) -> int:
     from adept_tune.adapter import load_adapter
 
     adapter = load_adapter(arguments.adapter, arguments.model, arguments.device)
-    labelled = arguments.file is not None and all(adapter.label_column in row for row in rows)
+    labelled = arguments.file is not None and all(set(adapter.needed) <= set(row) for row in rows)
+    labelled = labelled and (arguments.allow_code_execution or not adapter.runs_code)
     if labelled:
         evaluation = adapter.score(rows)
         predictions = list(evaluation.texts)
@@ -51,12 +53,11 @@ def predict(arguments: argparse.Namespace) -> int:
     for row, prediction in zip(rows, predictions, strict=True):
         print(json.dumps((row if isinstance(row, dict) else {"text": row}) | {"prediction": prediction}))
     if labelled:
-        metric = adapter.description["task"]["metric"]
-        score = evaluation.score
-        print(
-            f"{metric} {score.value!r} (standard error {score.standard_error:.4f}) over {len(rows)} rows",
-            file=sys.stderr,
-        )
+        for metric, score in {adapter.description["task"]["metric"]: evaluation.score, **evaluation.also}.items():
+            print(
+                f"{metric} {score.value!r} (standard error {score.standard_error:.4f}) over {len(rows)} rows",
+                file=sys.stderr,
+            )
     return 0
 
 

@@ -43,6 +43,10 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--method", help="adept, dept or prompt-tuning (default: the space's, else adept)")
     what.add_argument("--model", help="Hub name or folder (default google-t5/t5-base with a GPU, t5-small without)")
     what.add_argument("--data-dir", type=Path, help="folder with TASK/SPLIT.{jsonl,csv,tsv,parquet} (default: the Hub)")
+    what.add_argument(
+        "--protocol", default="ours", choices=["ours", "paper"], help="paper: the published code's faults"
+    )
+    what.add_argument("--allow-code-execution", action="store_true", help="run programs that the model writes (mbpp)")
     what.add_argument("--labels", choices=["digits", "words"], help="label texts (default digits, as published)")
     what.add_argument("--space", help="name or .yaml file of a search space (default: METHOD-TASK, else METHOD)")
     effort = p.add_argument_group("how much")
@@ -90,6 +94,8 @@ def request(arguments: argparse.Namespace) -> "Request":
     fixed, options = split_settings(arguments.set)
     return Request(
         task=arguments.task,
+        protocol=arguments.protocol,
+        allow_code_execution=arguments.allow_code_execution,
         method=arguments.method,
         model=arguments.model,
         data_dir=arguments.data_dir,

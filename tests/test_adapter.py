@@ -375,7 +375,7 @@ class TestDamage:
         ("path", "value"),
         [
             (("prompt_length",), "many"),
-            (("task", "metric"), "f1"),
+            (("task", "metric"), "bleu"),
             (("task", "template"), "{text}"),
             (("task", "columns"), 7),
             (("label_texts",), ["no"]),

@@ -64,5 +64,9 @@ class Backbone(ABC):
         """Negative log-likelihood of each of L fixed targets for each row, `(rows, L)` nats. No gradient."""
 
     @abstractmethod
+    def text_nll(self, source: Any, target_NT: Tensor, target_mask_NT: Tensor) -> Tensor:
+        """Negative log-likelihood of a target of each row's own, `(rows,)` nats; see `target_nll`. No gradient."""
+
+    @abstractmethod
     def greedy(self, source: Any, max_tokens: int) -> Tensor:
         """Greedy decoding, `(rows, at most max_tokens)`; after a row's end token come pad tokens. No gradient."""

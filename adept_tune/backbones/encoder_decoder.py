@@ -47,16 +47,13 @@ class EncoderDecoder(Backbone):
 
     def target_nll(self, embeds_NSD: Tensor, mask_NS: Tensor, target_NT: Tensor, target_mask_NT: Tensor) -> Tensor:
         """See `Backbone`. Vocabulary logits are made only where there is a target token."""
-        hidden_NSD = self._encode(embeds_NSD, mask_NS)
-        begin_N1 = torch.full_like(target_NT[:, :1], self._start_id)
         decoded_NTD = self.model.decoder(
-            input_ids=torch.cat([begin_N1, target_NT[:, :-1]], dim=1),
-            encoder_hidden_states=hidden_NSD,
+            input_ids=self._begun(target_NT),
+            encoder_hidden_states=self._encode(embeds_NSD, mask_NS),
             encoder_attention_mask=mask_NS,
             use_cache=False,
         ).last_hidden_state
-        nll = F.cross_entropy(self._logits(decoded_NTD[target_mask_NT]), target_NT[target_mask_NT], reduction="none")
-        return torch.zeros(target_NT.shape, dtype=nll.dtype, device=nll.device).masked_scatter(target_mask_NT, nll)
+        return self._nll(decoded_NTD, target_NT, target_mask_NT)
 
     @torch.no_grad()
     def read(self, embeds_NSD: Tensor, mask_NS: Tensor) -> _Source:
@@ -77,6 +74,12 @@ class EncoderDecoder(Backbone):
             log_p_NTV = logits_NTV.log_softmax(-1)
             columns.append(-log_p_NTV[:, torch.arange(len(label)), target_T].sum(1))
         return torch.stack(columns, dim=1)
+
+    @torch.no_grad()
+    def text_nll(self, source: _Source, target_NT: Tensor, target_mask_NT: Tensor) -> Tensor:
+        """See `Backbone`."""
+        decoded_NTD = self._decode(source, self._begun(target_NT), self._cache(source))
+        return self._nll(decoded_NTD, target_NT, target_mask_NT).sum(1)
 
     @torch.no_grad()
     def greedy(self, source: _Source, max_tokens: int) -> Tensor:
@@ -116,6 +119,15 @@ class EncoderDecoder(Backbone):
             use_cache=True,
         ).last_hidden_state
         return decoded
+
+    def _begun(self, target_NT: Tensor) -> Tensor:
+        """What the decoder reads to give a target: its start token, then all but the last."""
+        return torch.cat([torch.full_like(target_NT[:, :1], self._start_id), target_NT[:, :-1]], dim=1)
+
+    def _nll(self, decoded_NTD: Tensor, target_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        """Loss of each target token, zero on padding."""
+        nll = F.cross_entropy(self._logits(decoded_NTD[mask_NT]), target_NT[mask_NT], reduction="none")
+        return torch.zeros(target_NT.shape, dtype=nll.dtype, device=nll.device).masked_scatter(mask_NT, nll)
 
     def _logits(self, decoded: Tensor) -> Tensor:
         """Vocabulary logits, in float32 even where the model is held in fewer bits."""

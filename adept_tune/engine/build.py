@@ -42,5 +42,15 @@ def build_engine(
     """
     backbone = load_backbone(info, device, precision)
     codec = TokenizerCodec(load_tokenizer(info))
-    reader = Reader(backbone, method, codec, data.metric, data.label_sets, data.label_texts, data.pad_id)
+    reader = Reader(
+        backbone,
+        method,
+        codec,
+        data.metric,
+        data.label_sets,
+        data.label_texts,
+        data.pad_id,
+        data.also,
+        data.max_target_length,
+    )
     return Engine(backbone, method, data, reader, num_slots, rows_per_pass, widest=widest, halted=halted)

@@ -131,8 +131,8 @@ class Engine:
         if slot is None:
             raise MethodError(f"all {self.num_slots} slots are taken; wait until a trial leaves")
         sizes = config.sizes(self.backbone.d_model, self.data.max_source_length)
-        if config.labels not in self.data.label_sets:
-            raise MethodError(f"labels {config.labels!r}: this task has {sorted(self.data.label_sets)}")
+        if config.labels not in self.data.styles:
+            raise MethodError(f"labels {config.labels!r}: this task has {sorted(self.data.styles)}")
         if state is None:
             state = self._start(config, sizes)
         elif (state.method, state.config, state.sizes) != (self.method.name, config, sizes):
@@ -272,7 +272,7 @@ class Engine:
         train = self.data.train
         for trial, seat in enumerate(seats):
             config = seat.config
-            rows = batch_rows(config.data_seed, seat.step, config.batch_size, len(train.labels))
+            rows = batch_rows(config.data_seed, seat.step, config.batch_size, len(train))
             num_tokens = int(train.targets[config.labels].lengths[rows].sum())
             most = min(len(rows), self.rows_per_pass or len(rows))
             for first in range(0, len(rows), most):

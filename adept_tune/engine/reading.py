@@ -17,7 +17,7 @@ from torch import Tensor
 from adept_tune.backbones.base import Backbone
 from adept_tune.engine.memory import ran_out, release
 from adept_tune.methods.base import Method, Sizes, Stacking
-from adept_tune.tasks.metrics import Score, parse_label, score
+from adept_tune.tasks.metrics import METRICS, Score, parse_label, score, score_texts
 from adept_tune.tasks.tokens import Ragged, TokenSplit, pad
 
 
@@ -66,13 +66,16 @@ class Evaluation:
     Attributes:
         score: The task's metric with its standard error.
         loss: Negative log-likelihood of the right label, normalised over the label set, mean nats a row: comparable
-            between label texts of different length, ln(labels) for a model that knows nothing.
+            between label texts of different length, ln(labels) for a model that knows nothing. Where answers are
+            open, that of the first right text.
         texts: What was decoded, one a row.
+        also: The further metrics of the task.
     """
 
     score: Score
     loss: float
     texts: tuple[str, ...]
+    also: Mapping[str, Score]
 
 
 class Reader:
@@ -83,9 +86,11 @@ class Reader:
         method: Whose tensors.
         codec: Text to tokens and back.
         metric: Name of the task's metric.
-        label_sets: Token ids of every label text, by style.
-        label_texts: The texts, by style.
+        also: Names of further metrics that are told beside it.
+        label_sets: Token ids of every label text, by style; empty where answers are open.
+        label_texts: The texts, by style; empty where answers are open.
         pad_id: Token that fills short rows.
+        max_target_length: Most tokens of an open answer.
         tokens_per_pass: Most source tokens of all trials together in one evaluation pass. Halved whenever the device
             runs out of memory.
     """
@@ -99,6 +104,8 @@ class Reader:
         label_sets: Mapping[str, Ragged],
         label_texts: Mapping[str, tuple[str, ...]],
         pad_id: int,
+        also: tuple[str, ...] = (),
+        max_target_length: int = 20,
         tokens_per_pass: int = 8192,
     ) -> None:
         self._backbone = backbone
@@ -108,6 +115,8 @@ class Reader:
         self._label_ids = {style: [ids.tolist() for ids in ragged] for style, ragged in label_sets.items()}
         self._label_texts = label_texts
         self._pad_id = pad_id
+        self._also = also
+        self._max_target_length = max_target_length
         self._tokens_per_pass = tokens_per_pass
 
     def encode(self, text: str) -> list[int]:
@@ -165,15 +174,21 @@ class Reader:
             texts[:, rows], loss[:, rows] = self._answers(trained, split, rows)
 
         self._in_chunks(trained, split.sources, answer)
-        gold = split.labels.tolist()
-        return [
-            Evaluation(
-                score(self._metric, [parse_label(text, self._label_texts[style]) for text in texts[k]], gold),
-                float(loss[k].mean()),
-                tuple(texts[k]),
-            )
-            for k, style in enumerate(trained.labels)
-        ]
+        evaluations = []
+        for style, mine, losses in zip(trained.labels, texts.tolist(), loss, strict=True):
+            scores = {name: self._score(name, style, mine, split) for name in (self._metric, *self._also)}
+            evaluations.append(Evaluation(scores.pop(self._metric), float(losses.mean()), tuple(mine), scores))
+        return evaluations
+
+    def _score(self, metric: str, style: str, texts: Sequence[str], split: TokenSplit) -> Score:
+        """One figure of one trial's answers."""
+        if metric in METRICS:
+            groups = None if split.groups is None else split.groups.tolist()
+            predicted = [parse_label(text, self._label_texts[style]) for text in texts]
+            return score(metric, predicted, split.labels.tolist(), groups)
+        if split.references is not None:
+            return score_texts(metric, texts, split.references)
+        return score_texts(metric, texts, [(self._label_texts[style][label],) for label in split.labels])
 
     @torch.no_grad()
     def decode(self, trained: Trained, sources: Ragged) -> list[list[str]]:
@@ -221,7 +236,10 @@ class Reader:
         return self._backbone.read(*self.embed(trained, ids_KBS, mask_KBS))
 
     def _greedy(self, trained: Trained, source: object, num_rows: int) -> NDArray[np.object_]:
-        limits = [max(len(ids) for ids in self._label_ids[style]) for style in trained.labels]
+        limits = [
+            max(len(ids) for ids in self._label_ids[style]) if self._label_ids else self._max_target_length
+            for style in trained.labels
+        ]
         decoded = self._backbone.greedy(source, max(limits)).tolist()
         texts = np.empty(len(decoded), dtype=object)
         seen: dict[tuple[int, ...], str] = {}
@@ -239,6 +257,8 @@ class Reader:
         """Texts and label losses `(K, rows)` of one chunk."""
         source = self._read(trained, split.sources, rows)
         texts = self._greedy(trained, source, len(rows))
+        if split.references is not None:
+            return texts, self._text_loss(source, split, rows, len(texts))
         gold_B = torch.from_numpy(split.labels[rows].astype(np.int64)).to(self._backbone.device)
         loss = np.empty(texts.shape)
         for style in dict.fromkeys(trained.labels):
@@ -248,3 +268,14 @@ class Reader:
             chosen_KB = log_p_KBL.gather(-1, gold_B.expand(len(mine), -1)[..., None])[..., 0]
             loss[mine] = -chosen_KB.cpu().numpy()
         return texts, loss
+
+    def _text_loss(
+        self, source: object, split: TokenSplit, rows: NDArray[np.int64], num_trials: int
+    ) -> NDArray[np.float64]:
+        """Losses `(K, rows)` of the first right answers."""
+        ids_BT, mask_BT = pad(next(iter(split.targets.values())), rows, self._pad_id)
+        target_PT, mask_PT = (
+            torch.from_numpy(part).to(self._backbone.device).repeat(num_trials, 1) for part in (ids_BT, mask_BT)
+        )
+        nll_P = self._backbone.text_nll(source, target_PT, mask_PT)
+        return nll_P.double().view(num_trials, -1).cpu().numpy()

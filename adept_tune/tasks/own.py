@@ -8,12 +8,13 @@ from typing import Any
 import yaml
 
 from adept_tune.errors import TaskError
-from adept_tune.tasks.metrics import METRICS
 from adept_tune.tasks.reading import SUFFIXES
 from adept_tune.tasks.task import Task, placeholders
 
 KEYS = {"rows", "columns", "template", "label_column", "labels", "metric", "max_source_length"}
 NEEDED = ("rows", "columns", "template", "labels")
+
+_METRICS = ("accuracy", "matthews", "f1")
 
 # The splits that there are files of -> the rule that makes three of them.
 _RULE = {
@@ -48,8 +49,8 @@ def read_task_file(path: Path) -> Task:
     if not _is_map_of_texts(labels) or len(labels) < 2 or len(set(labels.values())) < len(labels):
         faults.append(f"labels: {labels!r}; give two or more values of the label column, each with a text of its own")
     metric = content.get("metric", "accuracy")
-    if metric not in METRICS:
-        faults.append(f"metric: {metric!r}; choose one of {', '.join(METRICS)}")
+    if metric not in _METRICS:
+        faults.append(f"metric: {metric!r}; choose one of {', '.join(_METRICS)}")
     longest = content.get("max_source_length", "256")
     if not (isinstance(longest, str) and longest.isascii() and longest.isdigit() and int(longest) >= 2):
         faults.append(f"max_source_length: {longest!r}; give a whole number of at least 2")

@@ -1,14 +1,15 @@
 """A task's rows, and how the official splits become train, validation and test."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from adept_tune.errors import TaskError
 from adept_tune.tasks.reading import find_files, read_file, read_hub
-from adept_tune.tasks.task import SPLITS, Task
+from adept_tune.tasks.task import Task
 
 SPLIT_SEED = 42
 HOLD_OUT_ROWS = 1_000
@@ -32,6 +33,10 @@ class Rows:
     def row(self, index: int) -> dict[str, Any]:
         """Return one row, the first being 0."""
         return {name: values[index] for name, values in self.columns.items()}
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Each row, in order."""
+        return (self.row(index) for index in range(len(self)))
 
     def take(self, split: str, indices: Sequence[int]) -> "Rows":
         """Return the given rows, in the given order, as a split of their own."""
@@ -110,22 +115,31 @@ def _from_hub(task: Task) -> dict[str, Rows]:
 
 def _checked(task: Task, split: str, columns: Mapping[str, list[Any]], place: str) -> Rows:
     """The columns a task needs, every row of which fits it."""
-    needed = (*task.columns, task.label_column)
-    missing = [name for name in needed if name not in columns]
+    missing = [name for name in task.needed_columns if name not in columns]
     if missing:
         raise TaskError(
             f"task {task.name}: split {split} in {place} has no column {', '.join(missing)}; "
             f"it has {', '.join(columns) or 'none'}; rename one or add it"
         )
-    rows = Rows(split, {name: columns[name] for name in needed})
+    rows = Rows(split, {name: columns[name] for name in task.needed_columns})
     if len(rows) == 0:
         raise TaskError(f"task {task.name}: split {split} in {place} has no rows; give at least one")
     # Now, while a row still has the number it has in the file.
+    where = f"{split} in {place}"
     for index in range(len(rows)):
         row = rows.row(index)
-        task.source(row, f"{split} in {place}", index)
-        task.label_index(row, f"{split} in {place}", index)
-    return rows
+        task.source(row, where, index)
+        if task.is_open:
+            task.references_of(row, where, index)
+            task.answers_of(row, where, index)
+        else:
+            task.label_index(row, where, index)
+        if task.group is not None:
+            task.group_of(row, where, index)
+    if task.expand is None:
+        return rows
+    expanded = [part for row in rows.rows() for part in task.expand(row)]
+    return Rows(split, {name: [row[name] for row in expanded] for name in rows.columns})
 
 
 def _halve_validation(task: Task, official: Mapping[str, Rows], origin: str) -> Splits:
@@ -139,9 +153,22 @@ def _halve_validation(task: Task, official: Mapping[str, Rows], origin: str) -> 
             f"task {task.name}: validation of {origin} has {len(rows)} row; "
             "give at least 2, as half of them become the test rows"
         )
-    order = _shuffled(len(rows))
-    half = len(rows) // 2
+    order, half = _shuffled(len(rows)), len(rows) // 2
+    if task.group is not None:
+        order, half = _whole_groups(task, rows, order)
     return Splits(official["train"], rows.take("validation", order[:half]), rows.take("test", order[half:]), origin)
+
+
+def _whole_groups(task: Task, rows: Rows, order: Sequence[int]) -> tuple[list[int], int]:
+    """Bring the rows of a group together, in the order of the first of each; halve where a group ends. Ours."""
+    groups: dict[Hashable, list[int]] = {}
+    for index in order:
+        groups.setdefault(task.group_of(rows.row(index), rows.split, index), []).append(index)
+    if len(groups) < 2:
+        raise TaskError(f"task {task.name}: all rows of {rows.split} belong together; give at least two groups of rows")
+    together = [index for group in groups.values() for index in group]
+    ends = list(accumulate(len(group) for group in groups.values()))[:-1]
+    return together, min(ends, key=lambda end: abs(2 * end - len(rows)))
 
 
 def _hold_out_train(task: Task, official: Mapping[str, Rows], origin: str) -> Splits:
@@ -206,9 +233,9 @@ def _warn_of_counts(task: Task, splits: Splits) -> None:
     """Say when the rows are not those of the published runs."""
     if task.num_rows is None:
         return
-    found = {split: len(splits[split]) for split in SPLITS}
+    found = {split: len(splits[split]) for split in task.num_rows}
     if found != dict(task.num_rows):
-        given, expected = (", ".join(f"{n[s]:,} {s}" for s in SPLITS) for n in (found, task.num_rows))
+        given, expected = (", ".join(f"{n[s]:,} {s}" for s in found) for n in (found, task.num_rows))
         warnings.warn(
             f"task {task.name}: {splits.origin} gives {given} rows; the published runs had {expected}, "
             "so scores cannot be compared with theirs",

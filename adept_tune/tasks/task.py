@@ -3,13 +3,14 @@
 Pure: nothing here reads a file or asks the Hub (see `rows`), and nothing here knows tokens (see `tokens`).
 """
 
+import math
 import string
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from adept_tune.errors import TaskError
-from adept_tune.tasks.metrics import METRICS
+from adept_tune.tasks.metrics import METRICS, TEXT_METRICS
 
 SPLITS = ("train", "validation", "test")
 
@@ -20,6 +21,14 @@ SPLIT_RULES: dict[str, tuple[str, ...]] = {
     "official": SPLITS,
     "split_train": ("train",),
 }
+
+
+Row = Mapping[str, Any]
+Protocol = Literal["ours", "paper"]
+
+
+class FieldError(ValueError):
+    """A field of a row is not what the task needs; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +51,25 @@ class HubDataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task whose answer is one text out of a fixed set.
-
-    A task with open answers would have no label sets and a method giving the texts of a row that are right;
-    what trains and decodes sees only tokenised sources and targets (`tokens.TaskData`) and would not change.
+    """A task: its answer is one text out of a fixed set, or, with `answers`, any text.
 
     Args:
         name: As given to --task; also the name of the folder under --data-dir.
-        columns: Text columns, in the order of the template.
-        template: Source text with one `{column}` a text column.
-        label_sets: Style ("digits", "words") -> the text of each label, by label number.
+        columns: Text columns; in the order of the template where there are no `fields`.
+        other_columns: Further columns that `fields`, `answers`, `references` or `group` read.
+        template: Source text with one `{column}` a text column, or with the names that `fields` gives.
+        fields: Row -> what fills the template, where that is not the columns as they are; raises `FieldError`.
+        label_sets: Style ("digits", "words") -> the text of each label, by label number; empty with `answers`.
+        answers: Row -> the texts that are right, the first for training; raises `FieldError`.
+        references: Row -> what an answer is scored against; None takes `answers`.
+        every_answer: A row is trained on once for each of its answers.
+        expand: Row -> the rows that are read instead of it; None takes it as it is.
+        references_as_decoded: Answers are scored against the first right text as the tokenizer gives it back, cut to
+            `max_target_length`.
         split_rule: A key of `SPLIT_RULES`.
-        metric: A key of `metrics.METRICS`.
+        metric: A key of `metrics.METRICS` or `metrics.TEXT_METRICS`.
+        also: Further metrics that are told beside it.
+        group: Row -> what it belongs to, such as a question with several answers; a group is never split.
         hub: Where the rows lie on the Hub; None if they are not there.
         rows: Official split -> the file that holds it, for a task of the user's own; None otherwise.
         file: The file that describes such a task; None otherwise.
@@ -61,11 +77,15 @@ class Task:
         model: Folder inside the package that holds the model the task was made for; None if there is none.
         label_column: Column with the label, an int or a string of digits.
         label_values: What that column holds instead, by label number; None where it holds the number.
+        label_step: That column holds a number, and a label stands for each multiple of this from 0.
         max_train_rows: Train rows that are used, the first after the split rule; None uses all.
         max_source_length: In tokens, the end-of-sequence token included.
-        num_rows: Expected rows of train, validation and test after the split rule; None if unknown.
+        max_target_length: The same of an answer, where it can be any text.
+        num_rows: Expected rows of splits after the split rule; None if unknown.
         plateau_steps: Steps after which published runs left the chance level; None if unknown.
         published_steps: Length of the published runs in steps; None if unknown.
+        paper: Fields that differ where the published protocol is to be followed (`under`).
+        protocol: Which protocol this is.
         demonstration: The task shows the product and says nothing about methods.
 
     Raises:
@@ -75,9 +95,18 @@ class Task:
     name: str
     columns: tuple[str, ...]
     template: str
-    label_sets: Mapping[str, tuple[str, ...]]
     split_rule: str
     metric: str
+    other_columns: tuple[str, ...] = ()
+    fields: Callable[[Row], Mapping[str, str]] | None = None
+    label_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    answers: Callable[[Row], Sequence[str]] | None = None
+    references: Callable[[Row], Sequence[str]] | None = None
+    every_answer: bool = False
+    expand: Callable[[Row], Sequence[Row]] | None = None
+    references_as_decoded: bool = False
+    also: tuple[str, ...] = ()
+    group: Callable[[Row], Hashable] | None = None
     hub: HubDataset | None = None
     rows: Mapping[str, str] | None = None
     file: str | None = None
@@ -85,11 +114,15 @@ class Task:
     model: str | None = None
     label_column: str = "label"
     label_values: tuple[str, ...] | None = None
+    label_step: float | None = None
     max_train_rows: int | None = None
     max_source_length: int = 256
+    max_target_length: int = 20
     num_rows: Mapping[str, int] | None = None
     plateau_steps: int | None = None
     published_steps: int | None = None
+    paper: Mapping[str, Any] | None = None
+    protocol: Protocol = "ours"
     demonstration: bool = False
 
     def __post_init__(self) -> None:
@@ -97,10 +130,42 @@ class Task:
         if faults:
             raise TaskError(f"task {self.name!r} in the table of tasks: {'; '.join(faults)}")
 
+    def under(self, protocol: Protocol) -> "Task":
+        """The task as the published code has it, faults included, or as it should be."""
+        if protocol == self.protocol or protocol == "ours":
+            return self
+        return replace(self, **dict(self.paper or {}), protocol=protocol)
+
     @property
     def reference(self) -> str:
         """What finds the task again: the file that describes it, or its name in the table."""
         return self.file or self.name
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer can be any text."""
+        return self.answers is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is all said in values, without functions."""
+        return self.fields is None and self.group is None and not self.is_open
+
+    @property
+    def reads_one_text(self) -> bool:
+        """Whether a plain text is all that a model reads of a row."""
+        return len(self.columns) == 1 and self.fields is None
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether answers are programs that are run to score them."""
+        return "pass" in (self.metric, *self.also)
+
+    @property
+    def needed_columns(self) -> tuple[str, ...]:
+        """All columns that it reads."""
+        own = (*self.columns, *self.other_columns)
+        return own if self.is_open or self.label_column in own else (*own, self.label_column)
 
     @property
     def num_labels(self) -> int:
@@ -118,11 +183,15 @@ class Task:
         Raises:
             TaskError: The task has no such style.
         """
+        if self.is_open:
+            raise TaskError(
+                f"task {self.name}: its answers are open, so there are no labels to choose; leave --labels out"
+            )
         if style not in self.label_sets:
             raise TaskError(f"task {self.name}: label style {style!r}; allowed: {', '.join(self.label_sets)}")
         return self.label_sets[style]
 
-    def source(self, row: Mapping[str, Any], split: str = "a split", index: int = 0) -> str:
+    def source(self, row: Row, split: str = "a split", index: int = 0) -> str:
         """Return the source text of a row: the template filled in, words one space apart, no prefix.
 
         Args:
@@ -142,9 +211,39 @@ class Task:
                     f"{self._place(split, index)}: field {column!r} is {text!r}; "
                     "allowed: a string that is not blank; mend or remove the row"
                 )
-        return " ".join(self.template.format_map({name: row[name] for name in self.columns}).split())
+        filled = row if self.fields is None else self._asked(self.fields, row, split, index)
+        names = placeholders(self.template)
+        return " ".join(self.template.format_map({name: filled[name] for name in names}).split())
 
-    def label_index(self, row: Mapping[str, Any], split: str = "a split", index: int = 0) -> int:
+    def answers_of(self, row: Row, split: str = "a split", index: int = 0) -> tuple[str, ...]:
+        """Return the texts that are right for a row of a task with open answers.
+
+        Raises:
+            TaskError: There is none, or a field is not what the task needs.
+        """
+        assert self.answers is not None
+        texts = tuple(self._asked(self.answers, row, split, index))
+        if not texts or any(not text.strip() for text in texts):
+            raise TaskError(f"{self._place(split, index)}: no right answer, or a blank one: {list(texts)!r}")
+        return texts
+
+    def references_of(self, row: Row, split: str = "a split", index: int = 0) -> tuple[str, ...]:
+        """Return what the answer to a row of such a task is scored against; see `answers_of`."""
+        if self.references is None:
+            return self.answers_of(row, split, index)
+        return tuple(self._asked(self.references, row, split, index))
+
+    def group_of(self, row: Row, split: str = "a split", index: int = 0) -> Hashable:
+        """Return what a row belongs to.
+
+        Raises:
+            TaskError: A field is not what the task needs.
+        """
+        assert self.group is not None
+        group: Hashable = self._asked(self.group, row, split, index)
+        return group
+
+    def label_index(self, row: Row, split: str = "a split", index: int = 0) -> int:
         """Return the label number of a row.
 
         Files give it as an int, a string of digits (csv), or a whole float (a column of ints with a hole), or as one
@@ -159,6 +258,8 @@ class Task:
             TaskError: The label is missing, or outside the label set.
         """
         value = self._value(row, self.label_column, split, index)
+        if self.label_step is not None:
+            return self._stepped(value, split, index)
         allowed = self.label_values or tuple(str(number) for number in range(self.num_labels))
         worded = self.label_values is not None and isinstance(value, str)
         number = None if worded else _whole_number(value)
@@ -170,7 +271,29 @@ class Task:
             )
         return allowed.index(text)
 
-    def _value(self, row: Mapping[str, Any], column: str, split: str, index: int) -> Any:
+    def _stepped(self, value: Any, split: str, index: int) -> int:
+        """The label that stands for the multiple of `label_step` nearest to a number."""
+        assert self.label_step is not None
+        largest = self.label_step * (self.num_labels - 1)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not -self.label_step / 2 <= number <= largest + self.label_step / 2:  # NaN neither
+            raise TaskError(
+                f"{self._place(split, index)}: field {self.label_column!r} is {value!r}; "
+                f"allowed: a number from 0 to {largest:g}; mend or remove the row"
+            )
+        return min(max(round(number / self.label_step), 0), self.num_labels - 1)
+
+    def _asked(self, question: Callable[[Row], Any], row: Row, split: str, index: int) -> Any:
+        """What a function of the task says of a row."""
+        try:
+            return question(row)
+        except FieldError as error:
+            raise TaskError(f"{self._place(split, index)}: {error}; mend or remove the row") from None
+
+    def _value(self, row: Row, column: str, split: str, index: int) -> Any:
         """One field of a row, which must have it."""
         if column not in row:
             raise TaskError(
@@ -208,26 +331,34 @@ def placeholders(template: str) -> list[str]:
 def _faults(task: Task) -> list[str]:
     """All that is wrong with an entry of the table of tasks."""
     faults = []
-    fields = placeholders(task.template)
-    if not task.columns or tuple(fields) != task.columns:
-        faults.append(f"template has the columns {fields}, columns are {list(task.columns)}; make them equal")
+    names = placeholders(task.template)
+    if not task.columns or (task.fields is None and set(names) != set(task.columns)):
+        faults.append(f"template has the columns {names}, columns are {list(task.columns)}; make them equal")
     if task.split_rule not in SPLIT_RULES:
         faults.append(f"split_rule is {task.split_rule!r}; allowed: {', '.join(SPLIT_RULES)}")
     elif task.hub is not None and (missing := set(SPLIT_RULES[task.split_rule]) - set(task.hub.splits)):
         faults.append(f"hub.splits lacks {', '.join(sorted(missing))}, which rule {task.split_rule} needs")
-    if task.metric not in METRICS:
-        faults.append(f"metric is {task.metric!r}; allowed: {', '.join(METRICS)}")
-    if not task.label_sets:
-        faults.append("label_sets is empty; give at least one style")
-    if task.label_values is not None and {len(task.label_values)} != {len(t) for t in task.label_sets.values()}:
-        faults.append(f"label_values are {len(task.label_values)}; give one a label")
+    known = TEXT_METRICS if task.is_open else METRICS | {"pearson": ""}
+    for metric in (task.metric, *task.also):
+        if metric not in known:
+            faults.append(f"metric is {metric!r}; allowed: {', '.join(known)}")
+    if bool(task.label_sets) == task.is_open:
+        faults.append("give either label_sets, with at least one style, or answers")
     if task.max_train_rows is not None and task.max_train_rows < 1:
         faults.append(f"max_train_rows is {task.max_train_rows}; it must be at least 1")
+    if min(task.max_source_length, task.max_target_length) < 2:
+        faults.append(f"max lengths are {task.max_source_length}, {task.max_target_length}; they must be at least 2")
+    return faults + _faults_of_labels(task)
+
+
+def _faults_of_labels(task: Task) -> list[str]:
+    """All that is wrong with the label sets of such an entry."""
+    faults = []
+    if task.label_values is not None and {len(task.label_values)} != {len(t) for t in task.label_sets.values()}:
+        faults.append(f"label_values are {len(task.label_values)}; give one a label")
     if len({len(texts) for texts in task.label_sets.values()}) > 1:
         faults.append("the styles of label_sets differ in their number of labels")
     for style, texts in task.label_sets.items():
         if len(texts) < 2 or len(set(texts)) < len(texts) or any(not t or t != t.strip() for t in texts):
             faults.append(f"label_sets[{style!r}] is {texts!r}; give two or more different texts without outer spaces")
-    if task.max_source_length < 2:
-        faults.append(f"max_source_length is {task.max_source_length}; it must be at least 2")
     return faults

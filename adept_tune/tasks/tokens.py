@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adept_tune.errors import TaskError
-from adept_tune.tasks.metrics import Score, chance
-from adept_tune.tasks.rows import Rows, Splits
-from adept_tune.tasks.task import SPLITS, Task
+from adept_tune.tasks.metrics import METRICS, Score, chance, chance_of_texts
+from adept_tune.tasks.rows import Splits
+from adept_tune.tasks.task import SPLITS, Row, Task
 
 # Goes up when the layout or the way of tokenising changes; older files are then left alone and not read.
 FORMAT_VERSION = 1
@@ -80,12 +80,16 @@ class TokenSplit:
     Args:
         sources: Source texts.
         targets: Label style -> target texts, each ending in the end-of-sequence token.
-        labels: Label numbers, int32, `(rows,)`.
+        labels: Label numbers, int32, `(rows,)`; zeros where answers are open.
+        references: What an open answer to each row is scored against; None where there are labels.
+        groups: Number of the group of each row, int32, `(rows,)`; None where each stands alone.
     """
 
     sources: Ragged
     targets: Mapping[str, Ragged]
     labels: NDArray[np.int32]
+    references: tuple[tuple[str, ...], ...] | None = None
+    groups: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -93,7 +97,10 @@ class TokenSplit:
     def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> "TokenSplit":
         """Return a split of some of the rows, in the given order."""
         targets = {style: ragged.take(rows) for style, ragged in self.targets.items()}
-        return TokenSplit(self.sources.take(rows), targets, self.labels[np.asarray(rows)])
+        places = np.asarray(rows)
+        references = None if self.references is None else tuple(self.references[int(row)] for row in rows)
+        groups = None if self.groups is None else self.groups[places]
+        return TokenSplit(self.sources.take(rows), targets, self.labels[places], references, groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,17 +109,19 @@ class TaskData:
 
     Args:
         task: Name of the task.
-        metric: A key of `metrics.METRICS`.
+        metric: A key of `metrics.METRICS` or `metrics.TEXT_METRICS`.
         train: Rows for training.
         validation: Rows for choosing.
         test: Rows for one figure at the end.
         label_sets: Label style -> token ids of each label, each ending in the end-of-sequence token. Only the
-            styles whose texts this tokenizer gives back unchanged.
-        label_texts: Label style -> text of each label.
+            styles whose texts this tokenizer gives back unchanged. Empty where answers are open.
+        label_texts: Label style -> text of each label; empty where answers are open.
         pad_id: Fills batches; masked wherever it does.
         max_source_length: In tokens; no source is longer.
         chance: Score of the best constant answer on the validation rows.
         fingerprint: Hash of everything above and of the tokenizer; equal means equal data.
+        also: Further metrics that are told beside it.
+        max_target_length: Most tokens of an open answer.
     """
 
     task: str
@@ -126,6 +135,13 @@ class TaskData:
     max_source_length: int
     chance: Score
     fingerprint: str
+    also: tuple[str, ...] = ()
+    max_target_length: int = 20
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """Label styles that a trial may use."""
+        return tuple(self.train.targets)
 
 
 def default_cache_dir() -> Path:
@@ -164,7 +180,7 @@ def load_task_data(task: Task, splits: Splits, tokenizer: Any, tokenizer_fingerp
         TaskError: A row does not fit the task, the tokenizer cannot write the labels in any style or has no
             end-of-sequence token, or the folder cannot be written.
     """
-    texts = {split: _texts(task, splits[split]) for split in SPLITS}
+    texts = {split: _texts(task, splits[split].rows(), split) for split in SPLITS}
     fingerprint = _fingerprint(task, texts, tokenizer_fingerprint)
     path = cache_dir / "tokens" / f"{task.name}-{fingerprint[:32]}.safetensors"
     arrays = _read(path, fingerprint)
@@ -172,6 +188,29 @@ def load_task_data(task: Task, splits: Splits, tokenizer: Any, tokenizer_fingerp
         arrays = _tokenise(task, texts, tokenizer)
         _write(path, arrays, fingerprint)
     return _assemble(task, arrays, fingerprint)
+
+
+def answered(task: Task, rows: Sequence[Row], sources: Ragged, tokenizer: Any) -> TokenSplit:
+    """Return rows that carry their answers as a split to be scored.
+
+    Args:
+        task: Whose rows.
+        rows: Mappings with all columns that the task reads.
+        sources: Their source texts as token ids.
+        tokenizer: A fast transformers tokenizer.
+
+    Raises:
+        TaskError: A row does not fit the task.
+    """
+    texts = _texts(task, rows, "rows")
+    targets, references = _open_answers(task, texts, tokenizer) if task.is_open else (None, None)
+    return TokenSplit(
+        sources,
+        {} if targets is None else dict.fromkeys(_OPEN_STYLES, targets),
+        np.array(texts.labels or [0] * len(rows), dtype=np.int32),
+        references,
+        np.array(texts.groups, dtype=np.int32) if texts.groups else None,
+    )
 
 
 def pad(
@@ -198,23 +237,51 @@ def pad(
 
 # --- making ---
 
-_Texts = tuple[list[str], list[int]]
+# An open answer has no style; it is found under both, so that a trial's setting is of no effect.
+_OPEN_STYLES = ("digits", "words")
+
 _Arrays = dict[str, NDArray[Any]]
 
 
-def _texts(task: Task, rows: Rows) -> _Texts:
-    """Source texts and label numbers of a split."""
-    sources, labels = [], []
-    for index in range(len(rows)):
-        row = rows.row(index)
-        sources.append(task.source(row, rows.split, index))
-        labels.append(task.label_index(row, rows.split, index))
-    return sources, labels
+@dataclass(frozen=True)
+class _Texts:
+    """A split before it is tokenised, a row an entry; `answers` and `references` of open answers, else `labels`."""
+
+    sources: list[str]
+    labels: list[int]
+    answers: list[str]
+    references: list[tuple[str, ...]]
+    groups: list[int]
+
+    def hashed(self) -> list[Any]:
+        """What the token ids depend on."""
+        whole = [self.sources, self.labels, self.answers, self.references, self.groups]
+        return whole[:2] if not any(whole[2:]) else whole
+
+
+def _texts(task: Task, rows: Iterable[Row], split: str) -> _Texts:
+    """Source texts and answers of a split; in training, a row may be taken once for each of its answers."""
+    texts = _Texts([], [], [], [], [])
+    numbers: dict[Any, int] = {}
+    for index, row in enumerate(rows):
+        source = task.source(row, split, index)
+        if task.group is not None:
+            texts.groups.append(numbers.setdefault(task.group_of(row, split, index), len(numbers)))
+        if not task.is_open:
+            texts.sources.append(source)
+            texts.labels.append(task.label_index(row, split, index))
+            continue
+        answers = task.answers_of(row, split, index)
+        for answer in answers if task.every_answer and split == "train" else answers[:1]:
+            texts.sources.append(source)
+            texts.answers.append(answer)
+            texts.references.append(task.references_of(row, split, index))
+    return texts
 
 
 def _fingerprint(task: Task, texts: Mapping[str, _Texts], tokenizer: str) -> str:
     """Hash of all that the token ids depend on."""
-    head = {
+    head: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "task": task.name,
         "metric": task.metric,
@@ -223,9 +290,11 @@ def _fingerprint(task: Task, texts: Mapping[str, _Texts], tokenizer: str) -> str
         "max_source_length": task.max_source_length,
         "tokenizer": tokenizer,
     }
+    if task.is_open:
+        head |= {"max_target_length": task.max_target_length, "as_decoded": task.references_as_decoded}
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for split in SPLITS:
-        digest.update(json.dumps([split, *texts[split]]).encode())
+        digest.update(json.dumps([split, *texts[split].hashed()]).encode())
     return digest.hexdigest()
 
 
@@ -238,14 +307,14 @@ def _tokenise(task: Task, texts: Mapping[str, _Texts], tokenizer: Any) -> _Array
         )
     # A model that was never trained on batches has no padding token; any id does, since it is masked.
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    label_ids = _label_ids(task, tokenizer)
+    label_ids = {} if task.is_open else _label_ids(task, tokenizer)
     arrays: _Arrays = {"pad_id": np.array([pad_id], dtype=np.int32)}
     for style, ids in label_ids.items():
         _put(arrays, f"label_sets.{style}", Ragged.from_lists(ids))
-    for split, (sources, labels) in texts.items():
+    for split, found in texts.items():
         # Truncation leaves room for the end-of-sequence token wherever the tokenizer adds one.
         encoded = tokenizer(
-            sources,
+            found.sources,
             truncation=True,
             max_length=task.max_source_length,
             padding=False,
@@ -253,9 +322,44 @@ def _tokenise(task: Task, texts: Mapping[str, _Texts], tokenizer: Any) -> _Array
         )
         _put(arrays, f"{split}.sources", Ragged.from_lists(encoded["input_ids"]))
         for style, ids in label_ids.items():
-            _put(arrays, f"{split}.targets.{style}", Ragged.from_lists(ids[label] for label in labels))
-        arrays[f"{split}.labels"] = np.array(labels, dtype=np.int32)
+            _put(arrays, f"{split}.targets.{style}", Ragged.from_lists(ids[label] for label in found.labels))
+        arrays[f"{split}.labels"] = np.array(found.labels or [0] * len(found.sources), dtype=np.int32)
+        if found.groups:
+            arrays[f"{split}.groups"] = np.array(found.groups, dtype=np.int32)
+        if task.is_open:
+            targets, references = _open_answers(task, found, tokenizer)
+            _put(arrays, f"{split}.targets.open", targets)
+            arrays[f"{split}.references"] = np.frombuffer(json.dumps(references).encode(), dtype=np.uint8)
     return arrays
+
+
+def _open_answers(task: Task, texts: _Texts, tokenizer: Any) -> tuple[Ragged, tuple[tuple[str, ...], ...]]:
+    """What each row is trained on, and what its answer is scored against."""
+    targets = _answer_ids(task, texts.answers, tokenizer)
+    references = texts.references
+    if task.references_as_decoded:
+        references = [(tokenizer.decode(ids, skip_special_tokens=True),) for ids in targets]
+    return Ragged.from_lists(targets), tuple(references)
+
+
+def _answer_ids(task: Task, answers: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Token ids of open answers, cut to the longest that is allowed, the end-of-sequence token last.
+
+    Raises:
+        TaskError: Answers are programs and the tokenizer cannot write them.
+    """
+    plain = tokenizer(list(answers), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    if task.runs_code:
+        changed = sum(
+            tokenizer.decode(ids, skip_special_tokens=True).strip() != text.strip()
+            for ids, text in zip(plain, answers, strict=True)
+        )
+        if changed > len(answers) / 10:
+            raise TaskError(
+                f"task {task.name}: tokenizer {type(tokenizer).__name__} cannot write programs: {changed:,} of "
+                f"{len(answers):,} read back changed, without their line breaks for instance; give a model of code"
+            )
+    return [[*ids[: task.max_target_length - 1], tokenizer.eos_token_id] for ids in plain]
 
 
 def _label_ids(task: Task, tokenizer: Any) -> dict[str, list[list[int]]]:
@@ -294,7 +398,13 @@ def _assemble(task: Task, arrays: _Arrays, fingerprint: str) -> TaskData:
 
     def split(name: str) -> TokenSplit:
         targets = {style: ragged(f"{name}.targets.{style}") for style in styles}
-        return TokenSplit(ragged(f"{name}.sources"), targets, arrays[f"{name}.labels"])
+        references = None
+        if task.is_open:
+            targets = dict.fromkeys(_OPEN_STYLES, ragged(f"{name}.targets.open"))
+            references = tuple(tuple(texts) for texts in json.loads(arrays[f"{name}.references"].tobytes()))
+        return TokenSplit(
+            ragged(f"{name}.sources"), targets, arrays[f"{name}.labels"], references, arrays.get(f"{name}.groups")
+        )
 
     validation = split("validation")
     return TaskData(
@@ -307,9 +417,19 @@ def _assemble(task: Task, arrays: _Arrays, fingerprint: str) -> TaskData:
         label_texts={style: tuple(task.label_sets[style]) for style in styles},
         pad_id=int(arrays["pad_id"][0]),
         max_source_length=task.max_source_length,
-        chance=chance(task.metric, validation.labels.tolist()),
+        chance=_chance(task, validation),
         fingerprint=fingerprint,
+        also=task.also,
+        max_target_length=task.max_target_length,
     )
+
+
+def _chance(task: Task, split: TokenSplit) -> Score:
+    """Score of the best constant answer."""
+    if task.metric in METRICS:
+        return chance(task.metric, split.labels.tolist(), None if split.groups is None else split.groups.tolist())
+    texts = next(iter(task.label_sets.values()), ())
+    return chance_of_texts(task.metric, split.references or [(texts[label],) for label in split.labels])
 
 
 # --- keeping ---

@@ -203,6 +203,7 @@ def _retrain_started(event: Event, info: SearchInfo) -> Write:
 
 def _tested(event: Event, info: SearchInfo) -> Write:
     values = {f"test_{info.metric}": event["score"], "test_standard_error": event.get("standard_error")}
+    values |= {f"test_{metric}": value for metric, (value, _) in event.get("also", {}).items()}
     return Write(_key(event), _time_ms(event), metrics=_metrics(values))
 
 

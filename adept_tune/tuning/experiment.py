@@ -3,7 +3,7 @@
 import contextlib
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -26,7 +26,7 @@ from adept_tune.tuning.plan import Shape
 from adept_tune.tuning.ray_tune import Share, run_work
 from adept_tune.tuning.record import Record, parts_s
 from adept_tune.tuning.report import REPORT, write_report
-from adept_tune.tuning.retrain import Rerun, Retrain, Spread, rerun_name
+from adept_tune.tuning.retrain import Figures, Rerun, Retrain, Spread, rerun_name, spreads_of
 from adept_tune.tuning.samplers import derive_seed, make_proposer
 from adept_tune.tuning.space import Params, SearchSpace
 from adept_tune.tuning.spec import ADAPTER, JOURNAL, SPEC, STATES, SearchSpec
@@ -222,8 +222,7 @@ class Experiment:
         self._test(retrain, [rerun for rerun in seeds if rerun.job.name not in retrain.tested])
         validation = retrain.validation(winner.number)
         assert validation is not None  # a winner has finished seeds
-        tested = [retrain.tested[rerun.job.name] for rerun in seeds]
-        test = Spread.of([score for score, _ in tested], [error for _, error in tested])
+        test, also = spreads_of([retrain.tested[rerun.job.name] for rerun in seeds])
         best = max(seeds, key=self._sign)
         self._export(winner, best, retrain.tested[best.job.name], validation, test)
         event = {
@@ -234,12 +233,13 @@ class Experiment:
             "validation": validation.as_dict(),
             "test": test.as_dict(),
         }
+        event |= {"test_also": {metric: spread.as_dict() for metric, spread in also.items()}} if also else {}
         if not retrain.crowned:
             self._tell(event | self._compared(retrain, winner))
         self.tracker.log_adapter(self.folder / ADAPTER, self.materials.task.columns)
         self._report()
         self.console.end()
-        self._show_result(retrain, winner, best, test)
+        self._show_result(retrain, winner, best, test, also)
 
     def _report(self) -> None:
         """Write the report; that a picture cannot be drawn or written must not cost the result."""
@@ -265,24 +265,24 @@ class Experiment:
         questions = [(*self._store.read(rerun.job.name, rerun.job.config.max_steps), "test") for rerun in seeds]
         for rerun, answer in zip(seeds, ask(self._broker, self._share, "score", *questions), strict=True):
             figures = {key: answer[key] for key in ("score", "standard_error")}
-            self._tell({"event": "tested", "trial": rerun.trial, "seed": rerun.seed} | figures)
-            retrain.tested[rerun.job.name] = (answer["score"], answer["standard_error"])
+            figures |= {"also": answer["also"]} if answer["also"] else {}
+            event = {"event": "tested", "trial": rerun.trial, "seed": rerun.seed} | figures
+            self._tell(event)
+            retrain.tested[rerun.job.name] = Figures.of(event)
 
     def _sign(self, rerun: Rerun) -> float:
         score, _ = rerun.scored
         return score if self._maximize else -score
 
-    def _export(
-        self, winner: TrialRecord, best: Rerun, tested: tuple[float, float], validation: Spread, test: Spread
-    ) -> None:
+    def _export(self, winner: TrialRecord, best: Rerun, tested: Figures, validation: Spread, test: Spread) -> None:
         blob, where = self._store.read(best.job.name, best.job.config.max_steps)
         metric = self.materials.task.metric
         score, standard_error = best.scored
         metrics = {
             f"validation_{metric}": score,
             f"validation_{metric}_se": standard_error,
-            f"test_{metric}": tested[0],
-            f"test_{metric}_se": tested[1],
+            f"test_{metric}": tested.score,
+            f"test_{metric}_se": tested.standard_error,
             f"seeds_validation_{metric}_mean": validation.mean,
             f"seeds_validation_{metric}_sd": validation.sd,
             f"seeds_validation_{metric}_se": validation.se,
@@ -290,6 +290,8 @@ class Experiment:
             f"seeds_test_{metric}_sd": test.sd,
             f"seeds_test_{metric}_se": test.se,
         }
+        for other, (value, error) in tested.also.items():
+            metrics |= {f"test_{other}": value, f"test_{other}_se": error}
         save_adapter(
             self.folder / ADAPTER,
             TrialState.from_bytes(blob, where),
@@ -301,7 +303,9 @@ class Experiment:
             versions(),
         )
 
-    def _show_result(self, retrain: Retrain, winner: TrialRecord, best: Rerun, test: Spread) -> None:
+    def _show_result(
+        self, retrain: Retrain, winner: TrialRecord, best: Rerun, test: Spread, also: Mapping[str, Spread]
+    ) -> None:
         say, metric = self.console.say, self.materials.task.metric
         say()
         if self.materials.task.demonstration:
@@ -318,10 +322,13 @@ class Experiment:
             f"Winner: trial {winner.number}. Test {metric} over {len(retrain.finished(winner.number))} seeds: "
             f"mean {test.mean:.4f}, standard deviation {test.sd:.4f}, standard error (seeds and rows) {test.se:.4f}."
         )
+        for other, spread in also.items():
+            say(f"Test {other}: mean {spread.mean:.4f}, standard error (seeds and rows) {spread.se:.4f}.")
         say(self._comparison(retrain, winner))
         say(f"Exported seed {best.seed}, the best on validation: {self.folder / ADAPTER}")
         say(f"Report:   {self.folder / REPORT}")
-        say(f"Predict:  {sys.executable} -m adept_tune.predict --adapter {self.folder / ADAPTER} --text '...'")
+        given = "--text '...'" if self.materials.task.reads_one_text else "--file ROWS.jsonl"
+        say(f"Predict:  {sys.executable} -m adept_tune.predict --adapter {self.folder / ADAPTER} {given}")
         say(f"Go on:    the same command with --resume {self.folder} and more --trials, or a greater --time-budget")
         if isinstance(self.tracker, MlflowTracker):
             say("Look:     " + self.tracker.view_hint.replace("\n", "\n          "))
@@ -427,7 +434,18 @@ def storage_of(spec: SearchSpec, folder: Path) -> str:
 
 def _info(spec: SearchSpec, folder: Path, materials: Materials) -> SearchInfo:
     commit = git_commit(Path(__file__).resolve().parents[1])
-    shown = ("trials", "max_steps", "batch_size", "scheduler", "sampler", "labels", "finalists", "seeds", "seed")
+    shown = (
+        "trials",
+        "max_steps",
+        "batch_size",
+        "scheduler",
+        "sampler",
+        "labels",
+        "finalists",
+        "seeds",
+        "seed",
+        "protocol",
+    )
     found = versions()
     space = materials.space
     settings = space.shown(next(space.corners()))

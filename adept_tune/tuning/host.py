@@ -214,7 +214,8 @@ class Host:
         """Score a saved trial alone on a split, as prediction does.
 
         Returns:
-            ``score``, ``standard_error``, ``loss`` and ``texts``.
+            ``score``, ``standard_error``, ``loss``, ``texts``, and in ``also`` the task's further metrics, each with
+            its standard error.
         """
         engine = self._ready()
         async with self._taking():
@@ -224,6 +225,7 @@ class Host:
             "standard_error": evaluation.score.standard_error,
             "loss": evaluation.loss,
             "texts": list(evaluation.texts),
+            "also": {metric: [found.value, found.standard_error] for metric, found in evaluation.also.items()},
         }
 
     # -- inside --------------------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ from pathlib import Path
 from adept_tune.backbones import BackboneInfo, inspect_backbone, load_tokenizer
 from adept_tune.errors import SpecError
 from adept_tune.tasks import Task, get_task
+from adept_tune.tasks.execution import check_permitted
 from adept_tune.tasks.rows import Splits, load_splits
+from adept_tune.tasks.task import Protocol
 from adept_tune.tasks.tokens import TaskData, default_cache_dir, load_task_data, tokenizer_fingerprint
 from adept_tune.tuning.space import SearchSpace, SpaceFile, Value, resolve_space
 from adept_tune.tuning.spec import SearchSpec
@@ -32,13 +34,16 @@ def gather(
     fixed: Mapping[str, Value] | None,
     labels: str | None,
     revision: str | None = None,
+    protocol: Protocol = "ours",
+    allow_code_execution: bool = False,
 ) -> Materials:
     """Load and check everything a search works on.
 
     Raises:
         AdeptError: Whatever is wrong with task, rows, model or space.
     """
-    task = get_task(task_name)
+    task = get_task(task_name, protocol)
+    check_permitted(task, allow_code_execution)
     if labels is not None:
         task.labels(labels)
     info = inspect_backbone(model, revision)
@@ -47,8 +52,10 @@ def gather(
     splits = load_splits(task, data_dir)
     tokenizer = load_tokenizer(info)
     data = load_task_data(task, splits, tokenizer, tokenizer_fingerprint(tokenizer), default_cache_dir())
+    if task.is_open and "labels" in space.dimensions:
+        raise SpecError(f"space: labels: task {task.name} has open answers, so there are none; leave it out")
     for style in _styles(space):
-        if style not in data.label_sets:
+        if style not in data.styles:
             raise SpecError(
                 f"labels {style}: the tokenizer of {info.name} cannot write {', '.join(task.labels(style))}"
             )

@@ -88,6 +88,10 @@ def _winner(record: Record) -> str:
         f"<h2>Winner: trial {number}</h2><p>{html.escape(shown(record.winner['params']))}</p>"
         f"<p>Test {metric}: mean {test['mean']:.4f}, standard deviation {test['sd']:.4f}, standard error "
         f"{test['se']:.4f} (seeds and rows). Exported: seed {record.winner['seed']}, the best on validation.</p>"
+        + "".join(
+            f"<p>Test {html.escape(metric)}: mean {spread['mean']:.4f}, standard error {spread['se']:.4f}.</p>"
+            for metric, spread in record.winner.get("test_also", {}).items()
+        )
         + _baseline(record.winner.get("baseline"))
         + _table(["finalist", f"validation {metric}, mean ± s.e. (seeds and rows)", "configuration"], rows)
     )

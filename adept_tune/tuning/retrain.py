@@ -4,7 +4,7 @@ A winner is a set of seeds. It is chosen on the mean of the validation half; the
 of the winner, after that choice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from statistics import fmean, stdev
@@ -49,6 +49,31 @@ class Spread:
         return {"mean": self.mean, "sd": self.sd, "se": self.se}
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What one seed came to on the test half: the task's metric and its further ones, each with its standard error."""
+
+    score: float
+    standard_error: float
+    also: Mapping[str, tuple[float, float]]
+
+    @classmethod
+    def of(cls, event: Event) -> "Figures":
+        """From the journal's event."""
+        also = {metric: (value, error) for metric, (value, error) in event.get("also", {}).items()}
+        return cls(event["score"], event["standard_error"], also)
+
+
+def spreads_of(tested: Sequence[Figures]) -> tuple[Spread, dict[str, Spread]]:
+    """What several seeds came to: the task's metric, and its further ones by name."""
+    found = Spread.of([one.score for one in tested], [one.standard_error for one in tested])
+    also = {
+        metric: Spread.of([one.also[metric][0] for one in tested], [one.also[metric][1] for one in tested])
+        for metric in tested[0].also
+    }
+    return found, also
+
+
 @dataclass
 class Rerun:
     """One seed of one finalist."""
@@ -81,8 +106,8 @@ def rerun_name(trial: int, seed: int) -> str:
 class Retrain(Work):
     """Seeds of the finalists, each to full length.
 
-    `tested` holds what the test half has been read for already, by job: score and standard error. `crowned` says
-    whether the winner has been journalled.
+    `tested` holds what the test half has been read for already, by job. `crowned` says whether the winner has been
+    journalled.
 
     All finalists see the same order of rows and the same seeds, so they are compared like with like.
 
@@ -110,7 +135,7 @@ class Retrain(Work):
             for trial in finalists
             for seed in range(1, num_seeds + 1)
         }
-        self.tested: dict[str, tuple[float, float]] = {}
+        self.tested: dict[str, Figures] = {}
         self.crowned = False
         self._num_seeds = num_seeds
         self._open = list(self.reruns)
@@ -229,7 +254,7 @@ class Retrain(Work):
             elif event["event"] == "retrain_ended" and event["state"] != End.INTERRUPTED:
                 rerun.state = End(event["state"])
             elif event["event"] == "tested":
-                self.tested[rerun_name(event["trial"], event["seed"])] = (event["score"], event["standard_error"])
+                self.tested[rerun_name(event["trial"], event["seed"])] = Figures.of(event)
             elif event["event"] == "winner":
                 self.crowned = True
         for name, rerun in self.reruns.items():

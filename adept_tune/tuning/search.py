@@ -17,6 +17,7 @@ from adept_tune.console import Console
 from adept_tune.errors import SpecError, StateError
 from adept_tune.methods import get_method
 from adept_tune.tasks import Task, get_task
+from adept_tune.tasks.task import Protocol
 from adept_tune.tracking import MlflowTracker
 from adept_tune.tuning.cluster import LOCAL, ask, broker_of, has_gpu, num_cpus, ray_session, settle, share_of
 from adept_tune.tuning.experiment import (
@@ -58,6 +59,8 @@ class Request:
     """
 
     task: str
+    protocol: Protocol = "ours"
+    allow_code_execution: bool = False
     method: str | None = None
     model: str | None = None
     data_dir: Path | None = None
@@ -101,7 +104,7 @@ def run_search(request: Request, console: Console) -> int:
     """
     with ray_or_no_ray(request) as start_ray:
         device = _device(request, start_ray)
-        task = get_task(request.task)
+        task = get_task(request.task, request.protocol)
         file = _space_file(request, task)
         folder = request.experiment or _new_folder(task, file.method)
         if not request.dry_run and request.resume is None:
@@ -113,6 +116,8 @@ def run_search(request: Request, console: Console) -> int:
             file,
             request.fixed,
             request.labels,
+            protocol=request.protocol,
+            allow_code_execution=request.allow_code_execution,
         )
         if request.address == LOCAL:
             fetch_weights(materials.info)
@@ -166,8 +171,10 @@ def run_retrain(
         spec.backbone["name"],
         SpaceFile.model_validate(spec.space),
         spec.fixed,
-        spec.labels,
+        None,  # they are among the fixed
         revision=None if spec.backbone["local"] else spec.backbone["revision"],
+        protocol=spec.protocol,
+        allow_code_execution=spec.allow_code_execution,
     )
     check_unchanged(spec, materials)
     tracker = MlflowTracker(spec.tracking_uri, folder)
@@ -318,6 +325,8 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
         return SearchSpec(
             search_id=uuid.uuid4().hex[:12],
             task=materials.task.reference,
+            protocol=materials.task.protocol,
+            allow_code_execution=request.allow_code_execution,
             data_dir=str(request.data_dir.resolve()) if request.data_dir else None,
             data_fingerprint=materials.data.fingerprint,
             backbone=materials.info.as_dict(),

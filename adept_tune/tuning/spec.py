@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from adept_tune.backbones import BackboneInfo
 from adept_tune.errors import SpecError, StateError, StorageError
 from adept_tune.tasks.own import is_task_file
+from adept_tune.tasks.task import Protocol
 from adept_tune.tuning.rungs import Scheduler
 from adept_tune.tuning.space import Sampler, SpaceFile
 
@@ -24,6 +25,8 @@ class SearchSpec(BaseModel):
     Attributes:
         search_id: Finds the search's runs and actors.
         task: Name of the task, or the path of its file.
+        protocol: Whether the faults of the published code are mended (``ours``) or followed (``paper``).
+        allow_code_execution: Whether answers that are programs may be run.
         data_dir: Folder of its rows; None for the Hub or the package.
         data_fingerprint: Of rows and tokens.
         backbone: Fields of the `BackboneInfo`.
@@ -57,6 +60,8 @@ class SearchSpec(BaseModel):
 
     search_id: str
     task: str
+    protocol: Protocol = "ours"
+    allow_code_execution: bool = False
     data_dir: str | None
     data_fingerprint: str
     backbone: dict[str, Any]
@@ -110,7 +115,7 @@ class SearchSpec(BaseModel):
     def _deciding(self) -> dict[str, Any]:
         """The fields that a result depends on; trials, time, finalists and seeds may grow, places may move."""
         keys = [
-            *("task", "data_fingerprint", "method", "space", "fixed", "labels", "max_steps", "batch_size"),
+            *("task", "protocol", "data_fingerprint", "method", "space", "fixed", "labels", "max_steps", "batch_size"),
             *("scheduler", "sampler", "reduction_factor", "seed", "precision"),
         ]
         return {key: getattr(self, key) for key in keys} | {"model": self.backbone["revision"]}

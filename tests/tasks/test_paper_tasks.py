@@ -1,4 +1,4 @@
-"""Every task of the paper that has a label set: from a row in the Hub's schema to a figure."""
+"""Every task of the paper: from a row in the Hub's schema to a figure."""
 
 import json
 import warnings
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from adept_tune.errors import TaskError
-from adept_tune.tasks import TASKS
-from adept_tune.tasks.metrics import chance, parse_label, score
+from adept_tune.tasks import TASKS, get_task
+from adept_tune.tasks.metrics import chance, chance_of_texts, parse_label, score, score_texts
 from adept_tune.tasks.rows import load_splits
 
 pytestmark = pytest.mark.tasks
@@ -35,6 +35,12 @@ ROWS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "premise: It rained. hypothesis: It was dry.",
         "2",
         "contradiction",
+    ),
+    "stsb": (
+        {"sentence1": "A man eats.", "sentence2": "A man is eating.", "label": 4.75, "idx": 0},
+        "sentence1: A man eats. sentence2: A man is eating.",
+        "4.8",
+        "",
     ),
     "qqp": (
         {"question1": "Why?", "question2": "How come?", "label": 1, "idx": 0},
@@ -82,6 +88,32 @@ ROWS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "1",
         "option1",
     ),
+    "wsc": (
+        {
+            "text": "Ada told Bea that she won.",
+            "span1_index": 2,
+            "span2_index": 4,
+            "span1_text": "Bea",
+            "span2_text": "she",
+            "idx": 0,
+            "label": 1,
+        },
+        "text: Ada told * Bea * that # she # won.",
+        "1",
+        "True",
+    ),
+    "multirc": (
+        {
+            "paragraph": "<b>Sent 1: </b>Ada &amp; Bea won.<br>",
+            "question": "Who won?",
+            "answer": "Ada",
+            "idx": {"paragraph": 0, "question": 0, "answer": 0},
+            "label": 1,
+        },
+        "question: Who won? answer: Ada paragraph: Sent 1: Ada & Bea won.",
+        "1",
+        "True",
+    ),
     "yelp2": ({"text": "Great\nfood", "label": 1}, "sentence: Great food", "1", "positive"),
     "scitail": (
         {"sentence1": "Iron rusts in air.", "sentence2": "Air makes iron rust.", "gold_label": "entailment"},
@@ -97,9 +129,53 @@ ROWS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     ),
 }
 
+_MRQA = {
+    "context": "Ada (b. 1815) won.",
+    "question": "Who won?",
+    "answers": ["Ada", "Ada (b. 1815)"],
+    "key": "a1",
+    "labels": [{"end": [2], "start": [0]}],
+}
+_MRQA_SOURCE = "question: Who won ? context: Ada ( b . 1815 ) won ."
 
-def test_every_task_but_the_demonstration_is_here() -> None:
-    assert set(ROWS) == {name for name, task in TASKS.items() if not task.demonstration}
+# Task with open answers -> a row in the Hub's schema, its source, its right answers under our protocol and the paper's.
+OPEN: dict[str, tuple[dict[str, Any], str, tuple[str, ...], tuple[str, ...]]] = {
+    "record": (
+        {
+            "passage": "Ada met Bea\n@highlight\nBea won.\n@highlight\nAda did not",
+            "query": "The cup went to @placeholder",
+            "entities": ["Ada", "Bea"],
+            "entity_spans": {"text": ["Ada", "Bea"], "start": [0, 8], "end": [3, 11]},
+            "answers": ["Bea", "Ada"],
+            "idx": {"passage": 0, "query": 0},
+        },
+        "record query: The cup went to @placeholder entities: Ada, Bea passage: Ada met Bea. Bea won. Ada did not",
+        ("Bea", "Ada"),
+        ("Bea", "Ada"),
+    ),
+    **{
+        name: (_MRQA, _MRQA_SOURCE, ("Ada", "Ada ( b . 1815 )"), ("Ada",))
+        for name in ("nq", "hotpotqa", "searchqa", "newsqa")
+    },
+    "mbpp": (
+        {
+            "task_id": 1,
+            "text": "Write a function to double a number.",
+            "code": "def double(n):\r\n    return 2 * n",
+            "test_list": ["assert double(2) == 4", "assert double(0) == 0"],
+            "test_setup_code": "",
+            "challenge_test_list": [],
+        },
+        "text: Write a function to double a number. tests: assert double(2) == 4 assert double(0) == 0",
+        ("def double(n):\n    return 2 * n",),
+        ("def double(n):\n    return 2 * n",),
+    ),
+}
+
+
+def test_the_paper_has_23_tasks_and_all_are_here() -> None:
+    assert len(ROWS | OPEN) == 23
+    assert set(ROWS | OPEN) == {name for name, task in TASKS.items() if not task.demonstration}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -108,51 +184,173 @@ def test_a_row_becomes_source_and_target(name: str) -> None:
     task = TASKS[name]
     label = task.label_index(row)
     assert task.source(row) == source
-    assert (task.labels("digits")[label], task.labels("words")[label]) == (digits, words)
+    assert task.labels("digits")[label] == digits
+    if "words" in task.label_sets:
+        assert task.labels("words")[label] == words
     for style in task.label_sets:
         assert [parse_label(f" {text} ", task.labels(style)) for text in task.labels(style)] == list(
             range(task.num_labels)
         )
 
 
+@pytest.mark.parametrize("name", OPEN)
+def test_a_row_becomes_source_and_open_answers(name: str) -> None:
+    row, source, ours, papers = OPEN[name]
+    for protocol, answers in (("ours", ours), ("paper", papers)):
+        task = get_task(name, protocol)  # type: ignore[arg-type]  # one of the two
+        assert task.source(row) == source
+        assert task.answers_of(row) == answers
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_perfect_worst_and_constant_answers_score_as_they_should(name: str) -> None:
     task = TASKS[name]
-    gold = [i % task.num_labels for i in range(60)]
-    worst = [(label + 1) % task.num_labels for label in gold]
+    gold = [i % task.num_labels for i in range(20 * task.num_labels)]
+    wrong = [(label + 1) % task.num_labels for label in gold]
+    if task.metric == "pearson":
+        texts = task.labels("digits")
+        right = [(texts[label],) for label in gold]
+        assert score_texts("pearson", [text for (text,) in right], right).value == pytest.approx(1)
+        assert score_texts("pearson", [texts[-1 - label] for label in gold], right).value == pytest.approx(-1)
+        assert score_texts("pearson", [texts[3]] * len(gold), right).value == chance_of_texts("pearson", right).value
+        return
+    constant = {"matthews": 0.0, "f1": 2 / 3}.get(task.metric, 1 / task.num_labels)
     assert score(task.metric, gold, gold).value == 1.0
-    assert score(task.metric, worst, gold).value == pytest.approx(-1.0 if task.metric == "matthews" else 0.0)
-    expected = 0.0 if task.metric == "matthews" else 1 / task.num_labels
-    assert chance(task.metric, gold).value == pytest.approx(expected)
-    assert score(task.metric, [0] * 60, gold).value == pytest.approx(expected)
+    assert score(task.metric, wrong, gold).value == pytest.approx(-1.0 if task.metric == "matthews" else 0.0)
+    assert score(task.metric, [1] * len(gold), gold).value == pytest.approx(constant)
+    assert chance(task.metric, gold).value == pytest.approx(constant)
+    for metric in task.also:
+        assert score(metric, gold, gold).value == 1.0
+        assert score(metric, wrong, gold).value == 0.0
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", OPEN)
+def test_perfect_worst_and_constant_open_answers_score_as_they_should(name: str) -> None:
+    row, task = OPEN[name][0], TASKS[name]
+    references = [task.references_of(row)] * 3
+    perfect, worst = [task.answers_of(row)[0]] * 3, ["nothing of the kind"] * 3
+    for metric in (task.metric, *task.also):
+        assert score_texts(metric, perfect, references).value == 1.0
+        assert score_texts(metric, worst, references).value == 0.0
+    assert chance_of_texts(task.metric, references).value == (0.0 if task.runs_code else 1.0)
+
+
+@pytest.mark.parametrize("name", ROWS | OPEN)
 def test_a_malformed_row_is_named_with_task_split_row_and_field(name: str) -> None:
-    task, row = TASKS[name], dict(ROWS[name][0])
-    for column in (*task.columns, task.label_column):
-        read = task.label_index if column == task.label_column else task.source
+    task, row = TASKS[name], dict((ROWS | OPEN)[name][0])
+    for column in task.needed_columns:
+        if column == "test_setup_code":  # may be anything, as it may be empty
+            continue
+
+        def read(row: dict[str, Any]) -> None:
+            task.source(row, "train", 7)
+            if task.is_open:
+                task.answers_of(row, "train", 7)
+                task.references_of(row, "train", 7)
+            else:
+                task.label_index(row, "train", 7)
+            if task.group is not None:
+                task.group_of(row, "train", 7)
+
         with pytest.raises(TaskError) as caught:
-            read(row | {column: None}, "train", 7)
+            read(row | {column: None})
         assert f"task {name}: train: row 7 (the first is 0): field {column!r} is None" in str(caught.value)
+        with pytest.raises(TaskError) as caught:
+            read({key: value for key, value in row.items() if key != column})
+        assert f"task {name}: train: row 7 (the first is 0): field {column!r} is missing" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_splits_follow_the_rule_and_a_difference_from_the_published_counts_is_told(name: str, tmp_path: Path) -> None:
-    task, row = TASKS[name], ROWS[name][0]
-    counts = {"train": 40, "validation": 8, "test": 6}
-    for split in task.official_splits:
-        path = tmp_path / name / f"{split}.jsonl"
+def write_rows(folder: Path, name: str, counts: dict[str, int], row: dict[str, Any]) -> None:
+    for split in TASKS[name].official_splits:
+        path = folder / name / f"{split}.jsonl"
         path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(row | {"idx": i}) + "\n" for i in range(counts[split])))
+        path.write_text("".join(json.dumps(row) + "\n" for _ in range(counts[split])))
+
+
+@pytest.mark.parametrize("protocol", ["ours", "paper"])
+@pytest.mark.parametrize("name", ROWS | OPEN)
+def test_splits_follow_the_rule_and_a_difference_from_the_published_counts_is_told(
+    name: str, protocol: Any, tmp_path: Path
+) -> None:
+    task, row = get_task(name, protocol), dict((ROWS | OPEN)[name][0])
+    counts = {"train": 40, "validation": 8, "test": 6}
+    if task.group is not None:
+        for split in task.official_splits:
+            path = tmp_path / name / f"{split}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            lines = [row | {"idx": {"paragraph": 0, "question": i // 2, "answer": i}} for i in range(counts[split])]
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        write_rows(tmp_path, name, counts, row)
+    expected = {"halve_validation": (40, 4, 4), "hold_out_train": (36, 4, 8), "official": (40, 8, 6)}[task.split_rule]
+    if task.num_rows is None:  # ReCoRD as published: a row for each of its two answers, of which there is no count
+        splits = load_splits(task, tmp_path)
+        assert (len(splits.train), len(splits.validation), len(splits.test)) == (72, 8, 16)
+        return
     with pytest.warns(UserWarning, match=rf"task {name}: .* gives .* rows; the published runs had"):
         splits = load_splits(task, tmp_path)
-    expected = {
-        "halve_validation": (40, 4, 4),
-        "hold_out_train": (36, 4, 8),
-        "official": (40, 8, 6),
-    }[task.split_rule]
     assert (len(splits.train), len(splits.validation), len(splits.test)) == expected
+
+
+def test_the_answers_of_a_question_stay_in_one_half_but_under_the_papers_protocol(tmp_path: Path) -> None:
+    row = ROWS["multirc"][0]
+    sizes = [5, 1, 3, 2, 4, 3, 2, 6]
+    lines = [
+        row | {"idx": {"paragraph": q // 3, "question": q, "answer": a}, "answer": f"{q} {a}"}
+        for q, size in enumerate(sizes)
+        for a in range(size)
+    ]
+    folder = tmp_path / "multirc"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    halves: dict[str, list[set[int]]] = {}
+    for protocol in ("ours", "paper"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            splits = load_splits(get_task("multirc", protocol), tmp_path)  # type: ignore[arg-type]
+        rows = [*splits.validation.rows(), *splits.test.rows()]
+        assert sorted(r["answer"] for r in rows) == sorted(line["answer"] for line in lines)
+        halves[protocol] = [{r["idx"]["question"] for r in half.rows()} for half in (splits.validation, splits.test)]
+        assert abs(len(splits.validation) - len(splits.test)) <= max(sizes)
+    assert not halves["ours"][0] & halves["ours"][1]
+    assert halves["paper"][0] & halves["paper"][1]
+
+
+def test_winogrande_shows_both_options_but_under_the_papers_protocol() -> None:
+    row = ROWS["winogrande"][0]
+    assert get_task("winogrande", "paper").source(row).endswith("option0: Ada option1: Ada")
+    assert get_task("winogrande", "ours").source(row).endswith("option0: Ada option1: Bea")
+
+
+@pytest.mark.parametrize(
+    ("value", "ours", "papers"), [(0, "0.0", "0.0"), (3.8, "3.8", "3.8"), (2.75, "2.8", "2.8"), (4.9, "4.8", "4.9")]
+)
+def test_similarities_are_rounded_to_fifths_but_under_the_papers_protocol(value: float, ours: str, papers: str) -> None:
+    row = ROWS["stsb"][0] | {"label": value}
+    for protocol, text in (("ours", ours), ("paper", papers)):
+        task = get_task("stsb", protocol)  # type: ignore[arg-type]
+        assert task.labels("digits")[task.label_index(row)] == text
+    with pytest.raises(TaskError, match=r"field 'label' is 5\.5; allowed: a number from 0 to 5"):
+        get_task("stsb").label_index(row | {"label": 5.5})
+
+
+def test_spans_of_several_words_are_marked_whole() -> None:
+    row = ROWS["wsc"][0] | {
+        "text": "The city councilmen refused the group a permit because they feared it.",
+        "span1_index": 0,
+        "span1_text": "The city councilmen",
+        "span2_index": 9,
+        "span2_text": "they",
+    }
+    assert TASKS["wsc"].source(row) == (
+        "text: * The city councilmen * refused the group a permit because # they # feared it."
+    )
+
+
+def test_a_task_with_open_answers_has_no_labels_to_choose() -> None:
+    with pytest.raises(TaskError, match="task nq: its answers are open"):
+        TASKS["nq"].labels("words")
 
 
 def test_train_rows_beyond_the_most_are_left_out(tmp_path: Path) -> None:

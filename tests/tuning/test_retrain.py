@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adept_tune.engine.config import TrialConfig
 from adept_tune.tuning.experiment import retraining_goes_on, search_time_left_s
-from adept_tune.tuning.retrain import Retrain, Spread, rerun_name
+from adept_tune.tuning.retrain import Figures, Retrain, Spread, rerun_name
 from adept_tune.tuning.samplers import derive_seed
 from adept_tune.tuning.spec import SearchSpec
 from adept_tune.tuning.store import Store
@@ -277,7 +277,7 @@ def test_what_the_test_half_was_read_for_is_known_after_replay(rerunning):
     rerunning.finish(5, 1, 0.7)
     tested = {"event": "tested", "trial": 5, "seed": 1, "score": 0.65, "standard_error": 0.02}
     rerunning.retrain.replay([*rerunning.journal.read(), tested])
-    assert rerunning.retrain.tested == {rerun_name(5, 1): (0.65, 0.02)}
+    assert rerunning.retrain.tested == {rerun_name(5, 1): Figures(0.65, 0.02, {})}
 
 
 def test_a_retraining_that_begins_anew_says_so_and_drops_old_states(rerunning):
