@@ -69,6 +69,7 @@ def save_adapter(
         "task": {
             "name": task.name,
             "columns": list(task.columns),
+            "other_columns": list(task.other_columns),
             "template": task.template,
             "label_column": task.label_column,
             "label_values": None if task.label_values is None else list(task.label_values),
@@ -134,14 +135,20 @@ class Adapter:
         (texts,) = self._reader.decode(self._trained, self._sources(rows))
         return texts
 
-    def score(self, rows: Sequence[Mapping[str, Any]]) -> "Evaluation":
-        """Predict rows that carry labels, and score the predictions with the task's metric.
+    def score(self, rows: Sequence[Mapping[str, Any]], allow_code_execution: bool = False) -> "Evaluation":
+        """Predict rows that carry their answers, and score the predictions with the task's metrics.
+
+        Args:
+            rows: Mappings with the columns `needed`.
+            allow_code_execution: Whether predictions that are programs may be run.
 
         Raises:
-            TaskError: A row does not fit the task.
+            TaskError: A row does not fit the task, or programs may not be run.
         """
+        from adept_tune.tasks.execution import check_permitted
         from adept_tune.tasks.tokens import answered
 
+        check_permitted(self._task, allow_code_execution)
         split = answered(self._task, rows, self._sources(rows), self._tokenizer)
         (evaluation,) = self._reader.evaluate(self._trained, split)
         return evaluation
@@ -192,6 +199,7 @@ class _TaskFields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     name: str
     columns: list[str]
+    other_columns: list[str] = []
     template: str
     label_column: str
     label_values: list[str] | None = None
@@ -210,6 +218,7 @@ class _BackboneFields(BaseModel):
     d_model: int
     vocab_size: int
     local: bool
+    max_positions: int | None = None
 
 
 class _Description(BaseModel):
@@ -295,9 +304,9 @@ def _task(description: _Description, folder: Path) -> "Task":
         if fields.table is not None:
             if fields.table.task not in TASKS:  # a name of ours, never the path of a file
                 raise TaskError(f"{fields.table.task!r} is not in adept_tune.tasks.TASKS; put it there first")
-            return replace(
-                get_task(fields.table.task, fields.table.protocol), max_source_length=description.source_length
-            )
+            task = get_task(fields.table.task, fields.table.protocol)
+            _check_entry(task, description)
+            return replace(task, max_source_length=description.source_length)
         return Task(
             name=fields.name,
             columns=tuple(fields.columns),
@@ -314,6 +323,27 @@ def _task(description: _Description, folder: Path) -> "Task":
         )
     except (TaskError, ValueError) as error:
         raise StateError(f"{folder / DESCRIPTION}: task: {error}") from error
+
+
+def _check_entry(task: "Task", description: _Description) -> None:
+    """See that a task of the table is still read as it was.
+
+    Raises:
+        TaskError: It is not; says what has changed.
+    """
+    fields = description.task
+    now = {
+        "columns": list(task.columns),
+        "other_columns": list(task.other_columns),
+        "template": task.template,
+        "metric": task.metric,
+        "label_texts": [] if task.is_open else list(task.labels(description.labels)),
+    }
+    then = {name: getattr(fields, name) for name in now if name != "label_texts"}
+    then["label_texts"] = description.label_texts
+    for name, value in now.items():
+        if then[name] != value:
+            raise TaskError(f"{name} of {task.name} was {then[name]!r} and is {value!r} in this version")
 
 
 def _assemble(

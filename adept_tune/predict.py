@@ -44,9 +44,11 @@ def predict(arguments: argparse.Namespace) -> int:
 
     adapter = load_adapter(arguments.adapter, arguments.model, arguments.device)
     labelled = arguments.file is not None and all(set(adapter.needed) <= set(row) for row in rows)
-    labelled = labelled and (arguments.allow_code_execution or not adapter.runs_code)
+    if labelled and adapter.runs_code and not arguments.allow_code_execution:
+        print("not scored, as that runs the predicted programs: give --allow-code-execution for it", file=sys.stderr)
+        labelled = False
     if labelled:
-        evaluation = adapter.score(rows)
+        evaluation = adapter.score(rows, arguments.allow_code_execution)
         predictions = list(evaluation.texts)
     else:
         predictions = adapter.predict(rows)

@@ -168,26 +168,31 @@ class Reader:
         texts = np.empty((num_trials, num_rows), dtype=object)
         loss = np.empty((num_trials, num_rows))
 
-        def answer(rows: NDArray[np.int64]) -> None:
+        def proceed() -> None:
             if halted():
                 raise Halted
+
+        def answer(rows: NDArray[np.int64]) -> None:
+            proceed()
             texts[:, rows], loss[:, rows] = self._answers(trained, split, rows)
 
         self._in_chunks(trained, split.sources, answer)
         evaluations = []
         for style, mine, losses in zip(trained.labels, texts.tolist(), loss, strict=True):
-            scores = {name: self._score(name, style, mine, split) for name in (self._metric, *self._also)}
+            scores = {name: self._score(name, style, mine, split, proceed) for name in (self._metric, *self._also)}
             evaluations.append(Evaluation(scores.pop(self._metric), float(losses.mean()), tuple(mine), scores))
         return evaluations
 
-    def _score(self, metric: str, style: str, texts: Sequence[str], split: TokenSplit) -> Score:
+    def _score(
+        self, metric: str, style: str, texts: Sequence[str], split: TokenSplit, proceed: Callable[[], None]
+    ) -> Score:
         """One figure of one trial's answers."""
         if metric in METRICS:
             groups = None if split.groups is None else split.groups.tolist()
             predicted = [parse_label(text, self._label_texts[style]) for text in texts]
             return score(metric, predicted, split.labels.tolist(), groups)
         if split.references is not None:
-            return score_texts(metric, texts, split.references)
+            return score_texts(metric, texts, split.references, proceed)
         return score_texts(metric, texts, [(self._label_texts[style][label],) for label in split.labels])
 
     @torch.no_grad()

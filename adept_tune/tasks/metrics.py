@@ -104,11 +104,17 @@ def score(metric: str, predicted: Sequence[int], gold: Sequence[int], groups: Se
     if metric == "exact_by_group":
         wrong = np.bincount(group, weights=truth != answer)
         return _share(float((wrong == 0).mean()), len(wrong))
-    value = float(f1_score(truth == 1, answer == 1, zero_division=0.0))
-    return Score(value, _f1_standard_error(truth == 1, answer == 1, group))
+    told = np.where(answer == NOT_A_LABEL, truth != 1, answer == 1)  # what is no label is wrong whatever is right
+    value = float(f1_score(truth == 1, told, zero_division=0.0))
+    return Score(value, _f1_standard_error(truth == 1, told, group))
 
 
-def score_texts(metric: str, predicted: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
+def score_texts(
+    metric: str,
+    predicted: Sequence[str],
+    references: Sequence[Sequence[str]],
+    proceed: Callable[[], None] = lambda: None,
+) -> Score:
     """Score predicted texts against those that are right.
 
     Args:
@@ -116,6 +122,7 @@ def score_texts(metric: str, predicted: Sequence[str], references: Sequence[Sequ
         predicted: Texts.
         references: For each, the texts that are right; the best of them counts. For `pass`, what a program needs
             before it, then the tests that it must pass.
+        proceed: Called again and again where scoring takes long; what it raises ends it.
 
     Returns:
         The figure with its large-sample standard error. Of Pearson's coefficient, in which a text that is no number
@@ -134,7 +141,7 @@ def score_texts(metric: str, predicted: Sequence[str], references: Sequence[Sequ
     if metric == "pass":
         from adept_tune.tasks.execution import passes_all
 
-        passed = passes_all(predicted, references)
+        passed = passes_all(predicted, references, proceed)
         return _share(sum(passed) / len(passed), len(passed))
     agreement = _TEXT_AGREEMENT[metric]
     each = [max(agreement(text, right) for right in texts) for text, texts in zip(predicted, references, strict=True)]
@@ -214,7 +221,7 @@ def _number(text: str) -> float:
         value = float(text)
     except ValueError:
         return -1.0
-    return value if math.isfinite(value) else -1.0
+    return value if abs(value) < 1e6 else -1.0  # nor are NaN and infinity numbers that could be meant
 
 
 def _share(share: float, num_rows: int) -> Score:

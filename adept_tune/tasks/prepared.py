@@ -3,8 +3,8 @@
 Each function takes a row and raises `FieldError` where a field is not what it needs.
 """
 
-import html
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,33 +12,43 @@ from adept_tune.tasks.task import FieldError, Row
 
 
 def wsc_fields(row: Row) -> Mapping[str, str]:
-    """Mark the noun with ``*`` and the pronoun with ``#``; the spans are counted in words."""
-    words = str(row["text"]).split(" ")
+    """Mark the noun with ``*`` and the pronoun with ``#``.
+
+    A span begins at a word, counted from 0, and ends where its text does, before a comma for instance. Where the words
+    there are others, as many of them are marked.
+    """
+    text = str(row["text"])
+    found = list(re.finditer(r"\S+", text))
+    marks: list[tuple[int, str, str]] = []
     for span, mark in (("span1", "*"), ("span2", "#")):
-        text, first = str(row[f"{span}_text"]).split(" "), _value(row, f"{span}_index")
-        if isinstance(first, str) and first.isascii() and first.isdigit():
-            first = int(first)  # from csv
-        if not isinstance(first, int) or not 0 <= first <= len(words) - len(text):
-            raise FieldError(f"field '{span}_index' is {first!r}; allowed: 0 to {len(words) - len(text)}")
-        # Inside the word, so that the other span keeps its count.
-        words[first] = f"{mark} {words[first]}"
-        words[first + len(text) - 1] += f" {mark}"
-    return {"text": " ".join(words)}
+        name, index, words = f"{span}_index", _value(row, f"{span}_index"), str(row[f"{span}_text"])
+        if isinstance(index, str) and index.isascii() and index.isdigit():
+            index = int(index)  # from csv
+        last = len(found) - len(words.split())
+        if not isinstance(index, int) or not 0 <= index <= last:
+            raise FieldError(f"field {name!r} is {index!r}; allowed: 0 to {last}")
+        begin = found[index].start()
+        if not text.startswith(words, begin):
+            words = text[begin : found[index + len(words.split()) - 1].end()]
+        marks.append((begin, words, mark))
+    for begin, words, mark in sorted(marks, reverse=True):
+        text = f"{text[:begin]}{mark} {words} {mark}{text[begin + len(words) :]}"
+    return {"text": text}
 
 
 def multirc_fields(row: Row) -> Mapping[str, str]:
-    """Take the markup out of the paragraph."""
-    plain = {name: str(row[name]) for name in ("question", "answer", "paragraph")}
-    plain["paragraph"] = html.unescape(re.sub(r"<[^<>]+>", " ", plain["paragraph"]))
-    return plain
+    """Take out the markup: bold and line breaks."""
+    return {name: re.sub(r"</?(?:b|br) ?/?>", " ", str(row[name])) for name in ("question", "answer", "paragraph")}
 
 
 def multirc_question(row: Row) -> tuple[int, int]:
     """The question that an answer belongs to."""
     place = _value(row, "idx")
-    if not isinstance(place, Mapping) or not {"paragraph", "question"} <= set(place):
-        raise FieldError(f"field 'idx' is {place!r}; allowed: a mapping with the numbers of paragraph and question")
-    return int(place["paragraph"]), int(place["question"])
+    if isinstance(place, Mapping):
+        paragraph, question = place.get("paragraph"), place.get("question")
+        if isinstance(paragraph, int) and isinstance(question, int):
+            return paragraph, question
+    raise FieldError(f"field 'idx' is {place!r}; allowed: a mapping with the numbers of paragraph and question")
 
 
 def record_fields(row: Row) -> Mapping[str, str]:
@@ -58,7 +68,7 @@ def record_row_an_answer(row: Row) -> Sequence[Row]:
 
 
 def spaced_question(row: Row) -> Mapping[str, str]:
-    """Question and context with a space on both sides of each character that is neither letter nor digit."""
+    """Question and context with a space on both sides of each character that is neither letter, mark nor digit."""
     return {name: _spaced(str(row[name])) for name in ("question", "context")}
 
 
@@ -91,7 +101,8 @@ def mbpp_tests(row: Row) -> Sequence[str]:
 
 
 def _spaced(text: str) -> str:
-    return " ".join(re.sub(r"([^A-Za-z0-9_])", r" \1 ", text).split())
+    # Python counts a letter's mark as part of it only where the two are one character.
+    return " ".join(re.sub(r"([^\w\s]|_)", r" \1 ", unicodedata.normalize("NFC", text)).split())
 
 
 def _value(row: Row, name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from adept_tune.errors import TaskError
 from adept_tune.tasks.reading import find_files, read_file, read_hub
-from adept_tune.tasks.task import Task
+from adept_tune.tasks.task import SPLITS, Row, Task
 
 SPLIT_SEED = 42
 HOLD_OUT_ROWS = 1_000
@@ -94,7 +94,16 @@ def load_splits(task: Task, data_dir: Path | None = None) -> Splits:
     if task.max_train_rows is not None and len(splits.train) > task.max_train_rows:
         splits = replace(splits, train=splits.train.take("train", range(task.max_train_rows)))
     _warn_of_counts(task, splits)
-    return splits
+    if task.expand is None:
+        return splits
+    train, validation, test = (_expanded(task.expand, splits[split]) for split in SPLITS)
+    return Splits(train, validation, test, origin)
+
+
+def _expanded(expand: Callable[[Row], Sequence[Row]], rows: Rows) -> Rows:
+    """Each row's place taken by those that it expands to."""
+    expanded = [part for row in rows.rows() for part in expand(row)]
+    return Rows(rows.split, {name: [row[name] for row in expanded] for name in rows.columns})
 
 
 def _from_folder(task: Task, folder: Path) -> dict[str, Rows]:
@@ -136,10 +145,7 @@ def _checked(task: Task, split: str, columns: Mapping[str, list[Any]], place: st
             task.label_index(row, where, index)
         if task.group is not None:
             task.group_of(row, where, index)
-    if task.expand is None:
-        return rows
-    expanded = [part for row in rows.rows() for part in task.expand(row)]
-    return Rows(split, {name: [row[name] for row in expanded] for name in rows.columns})
+    return rows
 
 
 def _halve_validation(task: Task, official: Mapping[str, Rows], origin: str) -> Splits:
@@ -154,7 +160,7 @@ def _halve_validation(task: Task, official: Mapping[str, Rows], origin: str) -> 
             "give at least 2, as half of them become the test rows"
         )
     order, half = _shuffled(len(rows)), len(rows) // 2
-    if task.group is not None:
+    if task.group is not None and task.whole_groups:
         order, half = _whole_groups(task, rows, order)
     return Splits(official["train"], rows.take("validation", order[:half]), rows.take("test", order[half:]), origin)
 

@@ -56,20 +56,23 @@ class Task:
     Args:
         name: As given to --task; also the name of the folder under --data-dir.
         columns: Text columns; in the order of the template where there are no `fields`.
-        other_columns: Further columns that `fields`, `answers`, `references` or `group` read.
+        other_columns: Further columns that `fields` reads.
+        answer_columns: Further columns that `answers`, `references` or `group` read.
         template: Source text with one `{column}` a text column, or with the names that `fields` gives.
         fields: Row -> what fills the template, where that is not the columns as they are; raises `FieldError`.
         label_sets: Style ("digits", "words") -> the text of each label, by label number; empty with `answers`.
         answers: Row -> the texts that are right, the first for training; raises `FieldError`.
         references: Row -> what an answer is scored against; None takes `answers`.
         every_answer: A row is trained on once for each of its answers.
-        expand: Row -> the rows that are read instead of it; None takes it as it is.
+        expand: Row -> the rows that take its place after the split; None leaves it as it is.
         references_as_decoded: Answers are scored against the first right text as the tokenizer gives it back, cut to
             `max_target_length`.
         split_rule: A key of `SPLIT_RULES`.
         metric: A key of `metrics.METRICS` or `metrics.TEXT_METRICS`.
         also: Further metrics that are told beside it.
-        group: Row -> what it belongs to, such as a question with several answers; a group is never split.
+        group: Row -> what it belongs to, such as a question with several answers; errors of figures take its rows
+            together.
+        whole_groups: The rows of a group stay in one split.
         hub: Where the rows lie on the Hub; None if they are not there.
         rows: Official split -> the file that holds it, for a task of the user's own; None otherwise.
         file: The file that describes such a task; None otherwise.
@@ -98,6 +101,7 @@ class Task:
     split_rule: str
     metric: str
     other_columns: tuple[str, ...] = ()
+    answer_columns: tuple[str, ...] = ()
     fields: Callable[[Row], Mapping[str, str]] | None = None
     label_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     answers: Callable[[Row], Sequence[str]] | None = None
@@ -107,6 +111,7 @@ class Task:
     references_as_decoded: bool = False
     also: tuple[str, ...] = ()
     group: Callable[[Row], Hashable] | None = None
+    whole_groups: bool = True
     hub: HubDataset | None = None
     rows: Mapping[str, str] | None = None
     file: str | None = None
@@ -164,7 +169,7 @@ class Task:
     @property
     def needed_columns(self) -> tuple[str, ...]:
         """All columns that it reads."""
-        own = (*self.columns, *self.other_columns)
+        own = (*self.columns, *self.other_columns, *self.answer_columns)
         return own if self.is_open or self.label_column in own else (*own, self.label_column)
 
     @property
@@ -284,7 +289,8 @@ class Task:
                 f"{self._place(split, index)}: field {self.label_column!r} is {value!r}; "
                 f"allowed: a number from 0 to {largest:g}; mend or remove the row"
             )
-        return min(max(round(number / self.label_step), 0), self.num_labels - 1)
+        # A number held in few bits is taken for the one that was written: 4.9, not 4.9000001.
+        return min(max(round(round(number / self.label_step, 4)), 0), self.num_labels - 1)
 
     def _asked(self, question: Callable[[Row], Any], row: Row, split: str, index: int) -> Any:
         """What a function of the task says of a row."""

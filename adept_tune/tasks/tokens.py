@@ -81,7 +81,7 @@ class TokenSplit:
         sources: Source texts.
         targets: Label style -> target texts, each ending in the end-of-sequence token.
         labels: Label numbers, int32, `(rows,)`; zeros where answers are open.
-        references: What an open answer to each row is scored against; None where there are labels.
+        references: What an open answer to each row is scored against; None where there are labels, and in training.
         groups: Number of the group of each row, int32, `(rows,)`; None where each stands alone.
     """
 
@@ -329,7 +329,8 @@ def _tokenise(task: Task, texts: Mapping[str, _Texts], tokenizer: Any) -> _Array
         if task.is_open:
             targets, references = _open_answers(task, found, tokenizer)
             _put(arrays, f"{split}.targets.open", targets)
-            arrays[f"{split}.references"] = np.frombuffer(json.dumps(references).encode(), dtype=np.uint8)
+            if split != "train":  # training scores nothing
+                arrays[f"{split}.references"] = np.frombuffer(json.dumps(references).encode(), dtype=np.uint8)
     return arrays
 
 
@@ -401,7 +402,8 @@ def _assemble(task: Task, arrays: _Arrays, fingerprint: str) -> TaskData:
         references = None
         if task.is_open:
             targets = dict.fromkeys(_OPEN_STYLES, ragged(f"{name}.targets.open"))
-            references = tuple(tuple(texts) for texts in json.loads(arrays[f"{name}.references"].tobytes()))
+            if name != "train":
+                references = tuple(tuple(texts) for texts in json.loads(arrays[f"{name}.references"].tobytes()))
         return TokenSplit(
             ragged(f"{name}.sources"), targets, arrays[f"{name}.labels"], references, arrays.get(f"{name}.groups")
         )

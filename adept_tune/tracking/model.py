@@ -1,6 +1,7 @@
 """Stores an exported adapter as an MLflow model, from code: nothing is pickled."""
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Sequence
 from importlib import metadata
@@ -42,8 +43,8 @@ def log_adapter(
         tracking: A tracking URI, or an `MlflowClient`.
         run_id: The run that made the adapter.
         adapter_dir: Folder with adapter.safetensors and adapter.json.
-        input_columns: The task's columns, all strings; when empty the model takes ready text in the column
-            "text". Output: one string a row.
+        input_columns: The task's text columns; when empty the model takes ready text in the column "text". Further
+            columns, of whatever kind, that the adapter says it reads come after them. Output: one string a row.
 
     Returns:
         The model's URI.
@@ -99,10 +100,12 @@ def save_model(model_dir: Path, adapter_dir: Path, input_columns: Sequence[str],
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
 
     quiet_loggers()
-    columns = list(input_columns)
-    inputs = Schema([ColSpec("string", name) for name in columns or [TEXT_COLUMN]])
+    others = json.loads((adapter_dir / "adapter.json").read_bytes()).get("task", {}).get("other_columns", [])
+    texts = [ColSpec("string", name) for name in list(input_columns) or [TEXT_COLUMN]]
+    inputs = Schema([*texts, *(ColSpec(AnyType(), name) for name in others)])
     mlflow.pyfunc.save_model(
         path=str(model_dir),
         mlflow_model=description,
@@ -111,7 +114,7 @@ def save_model(model_dir: Path, adapter_dir: Path, input_columns: Sequence[str],
         code_paths=[str(Path(__file__).resolve().parents[1])],
         pip_requirements=pip_requirements(),
         signature=ModelSignature(inputs=inputs, outputs=Schema([ColSpec("string")])),
-        model_config={"input_columns": columns},
+        model_config={"input_columns": [*input_columns, *others]},
     )
 
 

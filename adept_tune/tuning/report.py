@@ -57,9 +57,11 @@ def _page(record: Record, name: str, drawn: dict[str, Path]) -> str:
 
 
 def _summary(record: Record) -> str:
-    spec = record.spec
+    spec, task = record.spec, get_task(record.spec.task)
+    answers = "open answers" if task.is_open else f"labels {spec.labels}"
+    protocol = ", with the faults of the published code" if spec.protocol == "paper" else ""
     rows = {
-        "Task": f"{spec.task_name}, {get_task(spec.task).metric}, labels {spec.labels}",
+        "Task": f"{spec.task_name}, {task.metric}, {answers}{protocol}",
         "Model": f"{spec.backbone['name']} ({spec.backbone['revision'][:12]}), {spec.precision} on {spec.device}",
         "Method": spec.method,
         "Search": f"{spec.trials} trials of up to {spec.max_steps} steps of {spec.batch_size} rows, "

@@ -65,11 +65,12 @@ class Figures:
 
 
 def spreads_of(tested: Sequence[Figures]) -> tuple[Spread, dict[str, Spread]]:
-    """What several seeds came to: the task's metric, and its further ones by name."""
+    """What several seeds came to: the task's metric, and, by name, the further ones that all of them have."""
     found = Spread.of([one.score for one in tested], [one.standard_error for one in tested])
     also = {
         metric: Spread.of([one.also[metric][0] for one in tested], [one.also[metric][1] for one in tested])
         for metric in tested[0].also
+        if all(metric in one.also for one in tested)  # an older version told none
     }
     return found, also
 

@@ -5,7 +5,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -37,7 +37,7 @@ from adept_tune.tuning.plan import MOST_STEPS, Costs, Estimate, estimate, fit
 from adept_tune.tuning.ray_tune import Share
 from adept_tune.tuning.rungs import Scheduler
 from adept_tune.tuning.samplers import make_proposer
-from adept_tune.tuning.space import Sampler, SearchSpace, SpaceFile, Value, is_space, read_space
+from adept_tune.tuning.space import Sampler, SearchSpace, SpaceFile, Value, is_space, read_space, resolve_space
 from adept_tune.tuning.spec import DEFAULT_BATCH_SIZE, JOURNAL, SPEC, SearchSpec
 from adept_tune.tuning.store import Store
 from adept_tune.tuning.telling import plan_lines
@@ -125,6 +125,7 @@ def run_search(request: Request, console: Console) -> int:
         if request.resume is not None:
             folder, draft = _resumed(request, draft)
             console.say(f"Resuming {folder}")
+            materials = _with_space(materials, draft)
         check_before_ray(draft, materials)
         tracker = MlflowTracker(draft.tracking_uri, folder)
         tracker.check()
@@ -251,6 +252,13 @@ def _device(request: Request, start_ray: Callable[[], None]) -> Literal["cpu", "
     return "cuda" if there else "cpu"
 
 
+def _with_space(materials: Materials, spec: SearchSpec) -> Materials:
+    """Search the space of the experiment, which a newer version of the package may have under the same name."""
+    file = SpaceFile.model_validate(spec.space)
+    space = resolve_space(file, materials.info.d_model, materials.task.max_source_length, spec.fixed)
+    return replace(materials, space=space)
+
+
 def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
     """The folder and spec of the experiment to go on with; trials, time, finalists and seeds may have changed.
 
@@ -270,7 +278,7 @@ def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
                 raise
             damaged.append(str(error))
             continue
-        left_open = {"max_steps": request.max_steps, "precision": request.precision}
+        left_open = {"max_steps": request.max_steps, "precision": request.precision, "space": request.space}
         settled = {name: getattr(old, name) for name, value in left_open.items() if value is None}
         new = draft.model_copy(update=settled)
         differences = old.differences(new)

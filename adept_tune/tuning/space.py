@@ -328,8 +328,24 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return content
     beside = str(path.parent / f"{parent}.yaml")
     base = _read(find_space(beside if os.path.isfile(beside) else str(parent)), (*seen, path))
-    parameters = (base.get("parameters") or {}) | (content.get("parameters") or {})
-    return base | content | {"parameters": parameters}
+    changed = content.get("parameters") or {}
+    merged = base | content | {"parameters": (base.get("parameters") or {}) | changed}
+    if "points" not in content and isinstance(points := base.get("points"), list) and isinstance(changed, dict):
+        merged["points"] = [point for point in points if _may_stand(point, changed)]
+    return merged
+
+
+def _may_stand(point: Any, parameters: Mapping[str, Any]) -> bool:
+    """Whether an inherited point lies inside the ranges and choices that an overlay changes; looked at as written."""
+    for name, value in point.items() if isinstance(point, dict) else ():
+        written = parameters.get(name)
+        if not isinstance(written, dict) or not isinstance(value, int | float):
+            continue
+        choices, low, high = written.get("choices", [value]), written.get("low", value), written.get("high", value)
+        ordered = isinstance(low, int | float) and isinstance(high, int | float)
+        if (isinstance(choices, list) and value not in choices) or (ordered and not low <= value <= high):
+            return False
+    return True
 
 
 def _field(name: str, method: Method) -> str:

@@ -20,7 +20,9 @@ def plan_lines(spec: SearchSpec, materials: Materials, expected: Estimate, concu
     task, space, data = materials.task, materials.space, materials.data
     rows = f"{len(data.train)} / {len(data.validation)} / {len(data.test)} rows"
     demonstration = " (a demonstration)" if task.demonstration else ""
-    yield f"Task      {task.name}{demonstration}: {task.metric}, labels {spec.labels}, {rows}"
+    protocol = ", with the faults of the published code" if task.protocol == "paper" else ""
+    answers = "open answers" if task.is_open else f"labels {spec.labels}"
+    yield f"Task      {task.name}{demonstration}: {task.metric}, {answers}, {rows}{protocol}"
     yield f"Model     {materials.info.name} on {spec.device}, {spec.precision}, d={materials.info.d_model}"
     counts = [space.num_parameters(point) for point in space.corners()]
     yield f"Method    {spec.method}, {min(counts):,} to {max(counts):,} trained parameters"

@@ -26,7 +26,7 @@ from tests.support.tiny import WORDS
 OPEN = Task(
     name="copy",
     columns=("text",),
-    other_columns=("answers",),
+    answer_columns=("answers",),
     template="sentence: {text}",
     answers=lambda row: row["answers"],
     split_rule="official",
@@ -141,6 +141,25 @@ def test_an_exported_adapter_of_the_table_scores_as_the_search_did(
     assert adapter.predict([row["text"] for row in rows]) == list(scored.texts)
     with pytest.raises(TaskError, match="rows: row 0"):
         adapter.score([{"text": "good", "answers": []}])
+    monkeypatch.setitem(TASKS, "copy", replace(OPEN, template="text: {text}"))
+    with pytest.raises(StateError, match=r"template of copy was 'sentence: \{text\}' and is 'text: \{text\}'"):
+        load_adapter(tmp_path)
+    monkeypatch.setitem(TASKS, "copy", replace(OPEN, metric="pass", also=()))
+    with pytest.raises(StateError, match="metric of copy was 'token_f1' and is 'pass'"):
+        load_adapter(tmp_path)
+
+
+def test_programs_are_not_scored_by_the_way(
+    engine: Engine, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = replace(OPEN, metric="pass", also=())
+    monkeypatch.setitem(TASKS, "copy", programs)
+    slot = engine.join(config(5))
+    state = engine.state(slot)
+    engine.leave(slot)
+    save_adapter(tmp_path, state, programs, inspect_backbone(str(model)).as_dict(), "fp32", {}, {}, {})
+    with pytest.raises(TaskError, match="give --allow-code-execution"):
+        load_adapter(tmp_path).score(list(rows_of("test", 2, 2).rows()))
 
 
 def test_an_adapter_of_a_task_that_is_not_in_the_table_says_so(engine: Engine, model: Path, tmp_path: Path) -> None:

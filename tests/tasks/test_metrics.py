@@ -177,6 +177,12 @@ def test_score_f1_is_that_of_label_one_and_takes_what_is_no_label_for_wrong() ->
     assert score("f1", predicted, GOLD).value == pytest.approx(f1_score(GOLD, [p == 1 for p in predicted]))
 
 
+def test_score_f1_counts_what_is_no_label_as_wrong_whatever_is_right() -> None:
+    assert score("f1", [1, -1], [1, 0]).value == pytest.approx(2 / 3)
+    assert score("f1", [1, -1], [1, 0]) == score("f1", [1, 1], [1, 0])
+    assert score("f1", [1, -1], [1, 1]) == score("f1", [1, 0], [1, 1])
+
+
 def test_score_f1_without_any_of_label_one_is_zero() -> None:
     assert score("f1", [0, 0], [0, 0]) == Score(0.0, pytest.approx(1 / math.sqrt(2)))
 

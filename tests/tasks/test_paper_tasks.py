@@ -104,7 +104,7 @@ ROWS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     ),
     "multirc": (
         {
-            "paragraph": "<b>Sent 1: </b>Ada &amp; Bea won.<br>",
+            "paragraph": "<b>Sent 1: </b>Ada & Bea won.<br>",
             "question": "Who won?",
             "answer": "Ada",
             "idx": {"paragraph": 0, "question": 0, "answer": 0},
@@ -283,13 +283,25 @@ def test_splits_follow_the_rule_and_a_difference_from_the_published_counts_is_to
     else:
         write_rows(tmp_path, name, counts, row)
     expected = {"halve_validation": (40, 4, 4), "hold_out_train": (36, 4, 8), "official": (40, 8, 6)}[task.split_rule]
-    if task.num_rows is None:  # ReCoRD as published: a row for each of its two answers, of which there is no count
-        splits = load_splits(task, tmp_path)
-        assert (len(splits.train), len(splits.validation), len(splits.test)) == (72, 8, 16)
-        return
     with pytest.warns(UserWarning, match=rf"task {name}: .* gives .* rows; the published runs had"):
         splits = load_splits(task, tmp_path)
+    if task.expand is not None:  # ReCoRD as published: a row for each of the two answers
+        expected = tuple(2 * number for number in expected)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == expected
+
+
+@pytest.mark.filterwarnings("ignore:task .* the published runs had")
+def test_a_query_is_in_one_split_though_it_be_a_row_for_each_answer(tmp_path: Path) -> None:
+    folder = tmp_path / "record"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        rows = [OPEN["record"][0] | {"query": f"{split} {i} @placeholder"} for i in range(30)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    splits = load_splits(get_task("record", "paper"), tmp_path)
+    queries = [splits[split].columns["query"] for split in ("train", "validation", "test")]
+    assert [len(found) for found in queries] == [54, 6, 60]
+    assert all(found.count(query) == 2 for found in queries for query in found)
+    assert {tuple(answers) for answers in splits.test.columns["answers"]} == {("Ada",), ("Bea",)}
 
 
 def test_the_answers_of_a_question_stay_in_one_half_but_under_the_papers_protocol(tmp_path: Path) -> None:
@@ -323,8 +335,32 @@ def test_winogrande_shows_both_options_but_under_the_papers_protocol() -> None:
     assert get_task("winogrande", "ours").source(row).endswith("option0: Ada option1: Bea")
 
 
+def test_letters_with_marks_stay_whole() -> None:
+    row = _MRQA | {"context": "Beyonce\u0301 (née Knowles) x_1.", "question": "Wer?", "answers": ["Beyoncé"]}
+    assert TASKS["nq"].source(row) == "question: Wer ? context: Beyoncé ( née Knowles ) x _ 1 ."
+    assert TASKS["nq"].answers_of(row) == ("Beyoncé",)
+
+
+def test_only_markup_is_taken_out_of_a_paragraph() -> None:
+    row = ROWS["multirc"][0] | {"paragraph": "<b>Sent 1: </b>if x <5 and y> 3<br/>then<br>go"}
+    assert TASKS["multirc"].source(row).endswith("paragraph: Sent 1: if x <5 and y> 3 then go")
+
+
+@pytest.mark.parametrize("idx", [None, 7, {"paragraph": 0}, {"paragraph": 0, "question": None}, {"question": "x"}])
+def test_a_place_that_names_no_question_is_told(idx: Any) -> None:
+    with pytest.raises(TaskError, match="field 'idx' is"):
+        TASKS["multirc"].group_of(ROWS["multirc"][0] | {"idx": idx})
+
+
 @pytest.mark.parametrize(
-    ("value", "ours", "papers"), [(0, "0.0", "0.0"), (3.8, "3.8", "3.8"), (2.75, "2.8", "2.8"), (4.9, "4.8", "4.9")]
+    ("value", "ours", "papers"),
+    [
+        (0, "0.0", "0.0"),
+        (3.8, "3.8", "3.8"),
+        (2.75, "2.8", "2.8"),
+        (4.9, "4.8", "4.9"),
+        (4.900000095367432, "4.8", "4.9"),  # 4.9 in float32, as the Hub has it
+    ],
 )
 def test_similarities_are_rounded_to_fifths_but_under_the_papers_protocol(value: float, ours: str, papers: str) -> None:
     row = ROWS["stsb"][0] | {"label": value}
@@ -346,6 +382,26 @@ def test_spans_of_several_words_are_marked_whole() -> None:
     assert TASKS["wsc"].source(row) == (
         "text: * The city councilmen * refused the group a permit because # they # feared it."
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "marked"),
+    [
+        ({"text": "Susan's cat likes her, too."}, "* Susan *'s cat likes # her #, too."),  # a span ends inside a word
+        ({"text": "Joan and cat like her now"}, "* Joan * and cat like # her # now"),  # other words stand there
+        ({"span1_index": "0"}, "* Susan * and cat like # her # now"),  # from csv
+    ],
+)
+def test_a_span_is_marked_to_its_end(changes: dict[str, Any], marked: str) -> None:
+    row = {"text": "Susan and cat like her now", "span1_index": 0, "span1_text": "Susan", "label": 0}
+    index = 3 if "likes" in changes.get("text", "") else 4
+    row |= {"span2_index": index, "span2_text": "her"} | changes
+    assert TASKS["wsc"].source(row) == f"text: {marked}"
+
+
+def test_a_span_that_is_not_there_is_told() -> None:
+    with pytest.raises(TaskError, match="field 'span1_index' is 6; allowed: 0 to 5"):
+        TASKS["wsc"].source(ROWS["wsc"][0] | {"span1_index": 6})
 
 
 def test_a_task_with_open_answers_has_no_labels_to_choose() -> None:

@@ -53,7 +53,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> MlflowTracker:
     return tracker
 
 
-def predict_elsewhere(model: Path, frame: dict[str, list[str]], folder: Path) -> dict[str, Any]:
+def predict_elsewhere(model: Path, frame: dict[str, list[Any]], folder: Path) -> dict[str, Any]:
     """Load a model folder and predict, in a process where only installed packages are found."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
@@ -95,6 +95,17 @@ def test_model_loads_and_answers_in_another_process(database: MlflowTracker, ada
     assert not result["ray"]
     assert model.status.name == "READY"
     assert model.tags["task"] == "cola"
+
+
+def test_model_takes_further_columns_of_any_kind(database: MlflowTracker, adapter: Path, tmp_path: Path) -> None:
+    description = {"name": "stub", "task": {"other_columns": ["entities", "index"]}}
+    (adapter / "adapter.json").write_text(json.dumps(description))
+    _, folder = logged(database, adapter, ["query"])
+    frame = {"query": ["a", "b"], "entities": [["x", "y"], ["z"]], "index": [3, 4], "unread": [0, 0]}
+    assert predict_elsewhere(folder, frame, tmp_path)["answer"] == [
+        'stub:{"entities": ["x", "y"], "index": 3, "query": "a"}',
+        'stub:{"entities": ["z"], "index": 4, "query": "b"}',
+    ]
 
 
 def test_model_without_columns_takes_ready_text(database: MlflowTracker, adapter: Path, tmp_path: Path) -> None:

@@ -103,6 +103,19 @@ def test_a_space_extends_a_named_one_where_there_is_no_sibling(tmp_path):
     assert space.method.name == "prompt-tuning"
 
 
+def test_an_overlay_inherits_the_points_that_lie_in_its_ranges(tmp_path):
+    space = space_from(tmp_path, "extends: adept\nparameters: {prompt_length: {low: 30, high: 100}}\n")
+    assert [point["prompt_length"] for point in space.points] == [60]
+    space = space_from(tmp_path, "extends: adept\nparameters: {prompt_length: {choices: [20, 40]}}\n")
+    assert [point["prompt_length"] for point in space.points] == [20]
+    with pytest.raises(SpaceError, match="points: prompt_length=20 is outside"):
+        space_from(
+            tmp_path,
+            "extends: adept\nparameters: {prompt_length: {low: 30, high: 100}}\n"
+            "points: [{prompt_length: 20, ffn_width: 19, prompt_lr: 0.3, ffn_lr: 1.0e-4}]\n",
+        )
+
+
 def test_null_in_an_overlay_takes_a_parameter_out(tmp_path):
     space = space_from(tmp_path, "extends: adept\nparameters: {ffn_width: null, ffn_lr: null}\n")
     assert list(space.dimensions) == ["prompt_length", "prompt_lr"]
