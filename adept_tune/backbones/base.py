@@ -5,10 +5,12 @@ V vocabulary.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Backbone(ABC):
@@ -70,3 +72,28 @@ class Backbone(ABC):
     @abstractmethod
     def greedy(self, source: Any, max_tokens: int) -> Tensor:
         """Greedy decoding, `(rows, at most max_tokens)`; after a row's end token come pad tokens. No gradient."""
+
+    @abstractmethod
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits of hidden states, in float32 even where the model is held in fewer bits."""
+
+    def _nll(self, hidden_NTD: Tensor, target_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        """Loss of each target token from the hidden state before it, zero on padding; logits only where a token is."""
+        nll = F.cross_entropy(self._logits(hidden_NTD[mask_NT]), target_NT[mask_NT], reduction="none")
+        return torch.zeros(target_NT.shape, dtype=nll.dtype, device=nll.device).masked_scatter(mask_NT, nll)
+
+    def _first_tokens(self, next_logits: Callable[[Tensor | None], Tensor], num_rows: int, max_tokens: int) -> Tensor:
+        """Greedy decoding by a function from the last tokens `(rows,)`, None at first, to the next logits.
+
+        Stops when every row has ended.
+        """
+        last_N: Tensor | None = None
+        ended_N = torch.zeros(num_rows, dtype=torch.bool, device=self.device)
+        columns: list[Tensor] = []
+        for _ in range(max_tokens):
+            last_N = next_logits(last_N).argmax(-1).masked_fill(ended_N, self.pad_id)
+            columns.append(last_N)
+            ended_N = ended_N | (last_N == self.eos_id)
+            if bool(ended_N.all()):
+                break
+        return torch.stack(columns, dim=1)

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from adept_tune.backbones.base import Backbone
 
@@ -83,20 +82,16 @@ class EncoderDecoder(Backbone):
 
     @torch.no_grad()
     def greedy(self, source: _Source, max_tokens: int) -> Tensor:
-        """See `Backbone`. Stops when every row has ended."""
+        """See `Backbone`."""
         cache = self._cache(source)
         num_rows = source.hidden_NSD.shape[0]
-        last_N = torch.full((num_rows,), self._start_id, device=self.device)
-        ended_N = torch.zeros(num_rows, dtype=torch.bool, device=self.device)
-        columns: list[Tensor] = []
-        for _ in range(max_tokens):
-            logits_NV = self._logits(self._decode(source, last_N[:, None], cache)[:, -1])
-            last_N = logits_NV.argmax(-1).masked_fill(ended_N, self.pad_id)
-            columns.append(last_N)
-            ended_N = ended_N | (last_N == self.eos_id)
-            if bool(ended_N.all()):
-                break
-        return torch.stack(columns, dim=1)
+        start_N = torch.full((num_rows,), self._start_id, device=self.device)
+
+        def next_logits(last_N: Tensor | None) -> Tensor:
+            ids_N = start_N if last_N is None else last_N
+            return self._logits(self._decode(source, ids_N[:, None], cache)[:, -1])
+
+        return self._first_tokens(next_logits, num_rows, max_tokens)
 
     def _encode(self, embeds_NSD: Tensor, mask_NS: Tensor) -> Tensor:
         hidden: Tensor = self.model.encoder(
@@ -124,12 +119,7 @@ class EncoderDecoder(Backbone):
         """What the decoder reads to give a target: its start token, then all but the last."""
         return torch.cat([torch.full_like(target_NT[:, :1], self._start_id), target_NT[:, :-1]], dim=1)
 
-    def _nll(self, decoded_NTD: Tensor, target_NT: Tensor, mask_NT: Tensor) -> Tensor:
-        """Loss of each target token, zero on padding."""
-        nll = F.cross_entropy(self._logits(decoded_NTD[mask_NT]), target_NT[mask_NT], reduction="none")
-        return torch.zeros(target_NT.shape, dtype=nll.dtype, device=nll.device).masked_scatter(mask_NT, nll)
-
-    def _logits(self, decoded: Tensor) -> Tensor:
-        """Vocabulary logits, in float32 even where the model is held in fewer bits."""
-        logits: Tensor = self.model.lm_head(decoded * self._scale)
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """See `Backbone`."""
+        logits: Tensor = self.model.lm_head(hidden * self._scale)
         return logits if logits.dtype == torch.float64 else logits.float()

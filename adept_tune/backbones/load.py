@@ -13,6 +13,7 @@ from adept_tune.errors import BackboneError
 Precision = Literal["fp32", "bf16"]
 
 ENCODER_DECODERS = ("t5", "mt5")
+DECODERS = ("gpt2", "llama", "mistral", "gemma", "gemma3_text", "qwen2", "qwen3")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _TOKENIZER = ("config.json", "generation_config.json", "tokenizer*", "spiece.model", "special_tokens_map.json")
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model")
@@ -45,6 +46,7 @@ class BackboneInfo:
         d_model: Width of an input embedding.
         vocab_size: Size of the vocabulary.
         local: Whether `name` is a folder.
+        max_positions: Most tokens that it can read, prompt and answer included; None where there is no such number.
     """
 
     name: str
@@ -53,6 +55,7 @@ class BackboneInfo:
     d_model: int
     vocab_size: int
     local: bool
+    max_positions: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -80,17 +83,19 @@ def inspect_backbone(name: str, revision: str | None = None) -> BackboneInfo:
     else:
         config, revision = _config_from_hub(name, revision)
     model_type = str(config.get("model_type", "unknown"))
-    if model_type not in ENCODER_DECODERS:
+    if model_type not in ENCODER_DECODERS + DECODERS:
         raise BackboneError(
             f"model {name!r} is of type {model_type!r}; adept_tune drives encoder-decoders of the T5 family "
-            f"({', '.join(ENCODER_DECODERS)})"
+            f"({', '.join(ENCODER_DECODERS)}) and decoders ({', '.join(DECODERS)})"
         )
-    sizes = [config.get("d_model"), config.get("vocab_size")]
+    width = "d_model" if model_type in ENCODER_DECODERS else "n_embd" if model_type == "gpt2" else "hidden_size"
+    sizes = [config.get(width), config.get("vocab_size")]
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise BackboneError(
-            f"model {name}: config.json: d_model and vocab_size are {sizes}; both must be whole numbers"
+            f"model {name}: config.json: {width} and vocab_size are {sizes}; both must be whole numbers"
         )
-    return BackboneInfo(name, revision, model_type, config["d_model"], config["vocab_size"], local)
+    positions = config.get("n_positions", 1024) if model_type == "gpt2" else None  # its positions are learnt one by one
+    return BackboneInfo(name, revision, model_type, config[width], config["vocab_size"], local, positions)
 
 
 def fetch_weights(info: BackboneInfo) -> None:
@@ -141,33 +146,40 @@ def load_backbone(info: BackboneInfo, device: str, precision: Precision = "fp32"
         HubError: The Hub cannot be reached and the weights are not cached.
     """
     import torch
-    from transformers import AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging as transformers_logging
 
+    from adept_tune.backbones.decoder_only import DecoderOnly
     from adept_tune.backbones.encoder_decoder import EncoderDecoder
 
     if device == "cuda" and not torch.cuda.is_available():
         raise BackboneError("device cuda: there is no GPU here; use cpu")
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    kind = AutoModelForSeq2SeqLM if info.model_type in ENCODER_DECODERS else AutoModelForCausalLM
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     options = {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True}
     if info.local:
         try:
-            model, loaded = AutoModelForSeq2SeqLM.from_pretrained(info.name, **options)
+            model, loaded = kind.from_pretrained(info.name, **options)
         except Exception as error:  # transformers, safetensors and torch each raise their own kinds
             raise BackboneError(
                 f"model {info.name}: cannot load its weights ({type(error).__name__}: {error})"
             ) from error
     else:
         with hub.access(f"the weights of {info.name}", "--model DIR"):
-            model, loaded = AutoModelForSeq2SeqLM.from_pretrained(info.name, revision=info.revision, **options)
+            model, loaded = kind.from_pretrained(info.name, revision=info.revision, **options)
     if loaded["missing_keys"]:  # transformers fills them with random numbers
         missing = ", ".join(sorted(loaded["missing_keys"])[:5])
         raise BackboneError(f"model {info.name}: its files lack {len(loaded['missing_keys'])} tensors, e.g. {missing}")
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
         raise BackboneError(f"model {info.name}: its weights hold NaN or infinity; the file is damaged")
-    return EncoderDecoder(model.to(device))
+    if info.model_type in ENCODER_DECODERS:
+        return EncoderDecoder(model.to(device))
+    eos_id = load_tokenizer(info).eos_token_id
+    if eos_id is None:
+        raise BackboneError(f"model {info.name}: its tokenizer has no end-of-sequence token, which ends every answer")
+    return DecoderOnly(model.to(device), eos_id)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -54,12 +54,28 @@ def gather(
     data = load_task_data(task, splits, tokenizer, tokenizer_fingerprint(tokenizer), default_cache_dir())
     if task.is_open and "labels" in space.dimensions:
         raise SpecError(f"space: labels: task {task.name} has open answers, so there are none; leave it out")
+    _check_positions(info, space, data)
     for style in _styles(space):
         if style not in data.styles:
             raise SpecError(
                 f"labels {style}: the tokenizer of {info.name} cannot write {', '.join(task.labels(style))}"
             )
     return Materials(task, splits, data, info, space)
+
+
+def _check_positions(info: BackboneInfo, space: SearchSpace, data: TaskData) -> None:
+    """See that the longest prompt leaves room for source and answer, where a model can read only so much."""
+    if info.max_positions is None:
+        return
+    splits = (data.train, data.validation, data.test)
+    source = max(int(split.sources.lengths.max()) for split in splits)
+    answer = max(int(ids.lengths.max()) for ids in data.train.targets.values())
+    prompt = max(space.sizes(point).prompt_length for point in space.corners())
+    if source + answer + prompt > info.max_positions:
+        raise SpecError(
+            f"model {info.name} reads at most {info.max_positions} tokens; the longest source has {source}, an answer "
+            f"up to {answer}, a prompt of this space up to {prompt}; give a space with shorter prompts"
+        )
 
 
 def _styles(space: SearchSpace) -> list[str]:

@@ -198,10 +198,12 @@ class TestRefusals:
         with pytest.raises(BackboneError, match=r"config\.json"):
             inspect_backbone(str(folder))
 
-    @pytest.mark.parametrize("kind", ["bert", "gpt2"])
+    @pytest.mark.parametrize("kind", ["bert", "bloom"])
     def test_model_of_another_kind(self, folder: Path, kind: str) -> None:
         edit_config(folder, model_type=kind)
-        with pytest.raises(BackboneError, match=rf"is of type '{kind}'; adept_tune drives .*\(t5, mt5\)"):
+        with pytest.raises(
+            BackboneError, match=rf"is of type '{kind}'; adept_tune drives .*\(t5, mt5\) and decoders \(gpt2, llama"
+        ):
             inspect_backbone(str(folder))
 
     def test_config_that_names_no_kind(self, folder: Path) -> None:

@@ -56,16 +56,16 @@ def made_data(num_train: int = 40, num_validation: int = 24) -> TaskData:
 
 
 def made_engine(
-    method: str = "adept", num_slots: int = 6, dtype=None, rows_per_pass=None, model=None, **options
+    method: str = "adept", num_slots: int = 6, dtype=None, rows_per_pass=None, model=None, backbone=None, **options
 ) -> Engine:
-    """An engine over a tiny T5 and the made task."""
+    """An engine over a tiny T5, or another backbone, and the made task."""
     import torch
 
     from adept_tune.backbones.codec import TokenizerCodec
     from adept_tune.backbones.encoder_decoder import EncoderDecoder
 
     dtype = dtype or torch.float32
-    backbone = EncoderDecoder(model or tiny_t5(dtype=dtype))
+    backbone = backbone or EncoderDecoder(model or tiny_t5(dtype=dtype))
     data = made_data()
     reader = Reader(
         backbone,

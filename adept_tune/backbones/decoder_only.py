@@ -1,0 +1,127 @@
+"""Decoder-only models: a source and then its target in one sequence. Shape legend: see `base`.
+
+Prompt and offsets act on the source alone; target tokens are read as the model's own embeddings, in training and in
+decoding. A source is brought to the right end of its columns and positions count what is there, so neither the padding
+of a shorter prompt nor that of a shorter text is seen.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adept_tune.backbones.base import Backbone
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Sources that have been read: keys and values, the hidden state that the first target token follows, the mask."""
+
+    cache: Any
+    last_ND: Tensor
+    mask_NS: Tensor
+
+
+class DecoderOnly(Backbone):
+    """A frozen GPT-2, Llama, Mistral, Gemma or Qwen, in eval mode.
+
+    Args:
+        model: A loaded model of the kind that `AutoModelForCausalLM` makes.
+        eos_id: Token that ends a target: the tokenizer's, as some models have several.
+    """
+
+    def __init__(self, model: Any, eos_id: int) -> None:
+        self.model = model.eval().requires_grad_(False)
+        embedding = model.get_input_embeddings()
+        self.vocab_size, self.d_model = embedding.weight.shape
+        self.device = model.device
+        self.dtype = model.dtype
+        self.eos_id = eos_id
+        self.pad_id = eos_id if model.config.pad_token_id is None else model.config.pad_token_id
+        # Gemma scales its embeddings as it looks them up; what drives it comes after that.
+        scaled = hasattr(embedding, "embed_scale")
+        every = torch.arange(self.vocab_size, device=self.device)
+        self._table_VD: Tensor = embedding(every) if scaled else embedding.weight
+
+    @property
+    def table_VD(self) -> Tensor:
+        """The input embeddings, scaled where the model scales them."""
+        return self._table_VD
+
+    def target_nll(self, embeds_NSD: Tensor, mask_NS: Tensor, target_NT: Tensor, target_mask_NT: Tensor) -> Tensor:
+        """See `Backbone`."""
+        source_NSD, mask_NS = _to_the_right(embeds_NSD.to(self.dtype), mask_NS)
+        whole = torch.cat([source_NSD, self.embed(target_NT[:, :-1])], dim=1)
+        hidden = self._run(whole, torch.cat([mask_NS, target_mask_NT[:, :-1]], dim=1))
+        return self._nll(hidden[:, source_NSD.shape[1] - 1 :], target_NT, target_mask_NT)
+
+    @torch.no_grad()
+    def read(self, embeds_NSD: Tensor, mask_NS: Tensor) -> _Source:
+        """Run over the sources once."""
+        from transformers import DynamicCache
+
+        source_NSD, mask_NS = _to_the_right(embeds_NSD.to(self.dtype), mask_NS)
+        cache = DynamicCache()
+        return _Source(cache, self._run(source_NSD, mask_NS, cache)[:, -1], mask_NS)
+
+    @torch.no_grad()
+    def label_nll(self, source: _Source, labels: list[list[int]]) -> Tensor:
+        """One short pass a label over what was read."""
+        num_rows = source.last_ND.shape[0]
+        targets = [torch.tensor(label, device=self.device).expand(num_rows, -1) for label in labels]
+        return torch.stack([self.text_nll(source, ids, torch.ones_like(ids, dtype=torch.bool)) for ids in targets], 1)
+
+    @torch.no_grad()
+    def text_nll(self, source: _Source, target_NT: Tensor, target_mask_NT: Tensor) -> Tensor:
+        """See `Backbone`."""
+        hidden_NTD = source.last_ND[:, None]
+        if target_NT.shape[1] > 1:
+            more_NTD = self._go_on(source, target_NT[:, :-1], target_mask_NT[:, :-1])
+            hidden_NTD = torch.cat([hidden_NTD, more_NTD], dim=1)
+            source.cache.crop(1 - target_NT.shape[1])
+        return self._nll(hidden_NTD, target_NT, target_mask_NT).sum(1)
+
+    @torch.no_grad()
+    def greedy(self, source: _Source, max_tokens: int) -> Tensor:
+        """See `Backbone`."""
+        written: list[Tensor] = []
+
+        def next_logits(last_N: Tensor | None) -> Tensor:
+            if last_N is None:
+                return self._logits(source.last_ND)
+            written.append(last_N)
+            there_NT = torch.ones(len(last_N), len(written), dtype=torch.bool, device=self.device)
+            return self._logits(self._go_on(source, last_N[:, None], there_NT)[:, -1])
+
+        tokens_NT = self._first_tokens(next_logits, source.last_ND.shape[0], max_tokens)
+        if written:
+            source.cache.crop(-len(written))
+        return tokens_NT
+
+    def _go_on(self, source: _Source, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        """Hidden states of further tokens, which the cache takes up; the mask is of all that come after the source."""
+        return self._run(self.embed(ids_NT), torch.cat([source.mask_NS, mask_NT], dim=1), source.cache)
+
+    def _run(self, embeds: Tensor, mask: Tensor, cache: Any = None) -> Tensor:
+        """Hidden states of the last columns; the mask is of these and of all that the cache holds."""
+        position = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+        hidden: Tensor = self.model.base_model(
+            inputs_embeds=embeds,
+            attention_mask=mask.long(),
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+        return hidden
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """See `Backbone`."""
+        logits: Tensor = self.model.lm_head(hidden)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _to_the_right(embeds_NSD: Tensor, mask_NS: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring what is there to the right end of its row, in order."""
+    order_NS = mask_NS.to(torch.uint8).argsort(dim=1, stable=True)
+    return embeds_NSD.gather(1, order_NS[..., None].expand_as(embeds_NSD)), mask_NS.gather(1, order_NS)
