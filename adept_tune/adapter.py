@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from adept_tune.errors import BackboneError, MethodError, StateError, TaskError
 
 if TYPE_CHECKING:
-    from adept_tune.backbones import BackboneInfo
+    from torch import Tensor
+
+    from adept_tune.backbones import Backbone, BackboneInfo
     from adept_tune.engine.reading import Evaluation, Reader, Trained
     from adept_tune.engine.state import TrialState
     from adept_tune.methods.base import Sizes
@@ -40,7 +42,7 @@ def save_adapter(
     origin: Mapping[str, Any],
     versions: Mapping[str, str],
 ) -> None:
-    """Write an adapter folder, each file aside first.
+    """Write an adapter folder, each file aside first. One of prompt tuning is a PEFT adapter as well.
 
     Args:
         folder: Made if absent; an adapter in it is replaced.
@@ -53,6 +55,9 @@ def save_adapter(
         versions: Of the packages that made it.
     """
     from safetensors.torch import save
+
+    from adept_tune.backbones import BackboneInfo
+    from adept_tune.portable import peft_files
 
     blob = save(dict(state.tensors))
     description = {
@@ -87,6 +92,11 @@ def save_adapter(
     }
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / TENSORS, blob)
+    if state.method == "prompt-tuning":
+        info = BackboneInfo(**backbone)
+        revision = None if info.local else info.revision
+        for name, content in peft_files(state.tensors["prompt"], info.name, revision, info.is_decoder).items():
+            _replace(folder / name, content)
     _replace(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
 
 
@@ -111,15 +121,26 @@ class Adapter:
 
     Attributes:
         description: Content of `adapter.json`.
+        tensors: The trained tensors by name.
+        tokenizer: The backbone's.
     """
 
     def __init__(self, folder: Path, model: str | None, device: str) -> None:
-        description, tensors = _read(folder)
+        description, self.tensors = _read(folder)
         self.description = description.model_dump()
         self._task = _task(description, folder)
-        self._reader, self._trained, self._tokenizer = _assemble(
-            description, self._task, tensors, folder, model, device
+        self._reader, self._trained, self.tokenizer = _assemble(
+            description, self._task, self.tensors, folder, model, device
         )
+
+    @property
+    def backbone(self) -> "Backbone":
+        """The frozen model."""
+        return self._reader.backbone
+
+    def shifted(self, tokens_TD: "Tensor") -> "Tensor":
+        """Embeddings of a text's tokens in their order `(tokens, d_model)`, with the adapter's offsets."""
+        return self._reader.shifted(self._trained, tokens_TD)
 
     def predict(self, rows: Sequence[Row]) -> list[str]:
         """Answer each row with the text the model decodes: usually one of `label_texts`, where there are any.
@@ -149,7 +170,7 @@ class Adapter:
         from adept_tune.tasks.tokens import answered
 
         check_permitted(self._task, allow_code_execution)
-        split = answered(self._task, rows, self._sources(rows), self._tokenizer)
+        split = answered(self._task, rows, self._sources(rows), self.tokenizer)
         (evaluation,) = self._reader.evaluate(self._trained, split)
         return evaluation
 
@@ -172,7 +193,7 @@ class Adapter:
         from adept_tune.tasks.tokens import Ragged
 
         texts = [self._task.source(self._row(row), "rows", i) for i, row in enumerate(rows)]
-        encoded = self._tokenizer(texts, truncation=True, max_length=self.description["source_length"])
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.description["source_length"])
         return Ragged.from_lists(encoded["input_ids"])
 
     def _row(self, row: Row) -> Mapping[str, Any]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from adept_tune import predict, report, retrain, search
+from adept_tune import export, predict, report, retrain, search
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PARSERS = {module.__name__: module.parser for module in (search, retrain, predict, report)}
+PARSERS = {module.__name__: module.parser for module in (search, retrain, predict, report, export)}
 COMMANDS = sorted(
     {line.split("  #")[0].strip() for line in re.findall(r"^ {4}(?:\S*python) -m adept_tune.*$", README, re.M)}
 )

@@ -57,6 +57,11 @@ class BackboneInfo:
     local: bool
     max_positions: int | None = None
 
+    @property
+    def is_decoder(self) -> bool:
+        """Whether source and target are one sequence."""
+        return self.model_type in DECODERS
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
@@ -156,7 +161,7 @@ def load_backbone(info: BackboneInfo, device: str, precision: Precision = "fp32"
         raise BackboneError("device cuda: there is no GPU here; use cpu")
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    kind = AutoModelForSeq2SeqLM if info.model_type in ENCODER_DECODERS else AutoModelForCausalLM
+    kind = AutoModelForCausalLM if info.is_decoder else AutoModelForSeq2SeqLM
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     options = {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True}
     if info.local:
@@ -174,7 +179,7 @@ def load_backbone(info: BackboneInfo, device: str, precision: Precision = "fp32"
         raise BackboneError(f"model {info.name}: its files lack {len(loaded['missing_keys'])} tensors, e.g. {missing}")
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
         raise BackboneError(f"model {info.name}: its weights hold NaN or infinity; the file is damaged")
-    if info.model_type in ENCODER_DECODERS:
+    if not info.is_decoder:
         return EncoderDecoder(model.to(device))
     eos_id = load_tokenizer(info).eos_token_id
     if eos_id is None:

@@ -119,6 +119,16 @@ class Reader:
         self._max_target_length = max_target_length
         self._tokens_per_pass = tokens_per_pass
 
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen model."""
+        return self._backbone
+
+    @torch.no_grad()
+    def shifted(self, trained: Trained, tokens_TD: Tensor) -> Tensor:
+        """Embeddings of tokens in their order, as the only trial of a stack shifts them."""
+        return self._method.shift(trained.tensors, tokens_TD[None, None], trained.stacking)[0, 0]
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, end token included."""
         return self._codec.encode(text)

@@ -1,0 +1,168 @@
+"""Adapters in the hands of transformers and PEFT, in a process that cannot import this package."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adept_tune import export
+from adept_tune.adapter import load_adapter, save_adapter
+from adept_tune.backbones import inspect_backbone
+from adept_tune.engine.build import build_engine
+from adept_tune.engine.config import TrialConfig
+from adept_tune.methods import METHODS
+from adept_tune.tasks import Task
+from adept_tune.tasks.rows import Rows, Splits
+from adept_tune.tasks.tokens import load_task_data, tokenizer_fingerprint
+from tests.support.decoders import save_tiny_decoder
+from tests.support.tiny import WORDS, lively_t5, tiny_tokenizer
+
+TASK = Task(
+    name="made",
+    columns=("sentence",),
+    template="sentence: {sentence}",
+    label_sets={"digits": ("0", "1"), "words": ("no", "very good")},
+    split_rule="official",
+    metric="accuracy",
+    max_source_length=10,
+)
+ELSEWHERE = """
+import json, sys
+sys.modules["adept_tune"] = None  # importing it raises
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+base, adapter, kind, texts = json.loads(sys.argv[1])
+auto = {"t5": AutoModelForSeq2SeqLM, "decoder": AutoModelForCausalLM}[kind]
+model = auto.from_pretrained(base, dtype=torch.float32).eval()
+model = PeftModel.from_pretrained(model, adapter) if adapter else model
+tokenizer = AutoTokenizer.from_pretrained(base)
+answers = []
+for text in texts:
+    ids = tokenizer(text, truncation=True, max_length=10, return_tensors="pt")
+    new = model.generate(input_ids=ids.input_ids, attention_mask=ids.attention_mask, max_new_tokens=3, do_sample=False)
+    new = new[:, ids.input_ids.shape[1]:] if kind == "decoder" and new.shape[1] > 3 else new
+    answers.append(tokenizer.decode(new[0], skip_special_tokens=True))
+print(json.dumps(answers))
+"""
+
+
+def rows_of(split: str, num_rows: int, seed: int) -> Rows:
+    rng = np.random.default_rng(seed)
+    texts = [" ".join(rng.choice(WORDS[8:], rng.integers(2, 9))) for _ in range(num_rows)]
+    return Rows(split, {"sentence": texts, "label": [int(len(text.split()) > 5) for text in texts]})
+
+
+def adapter_of(folder: Path, model: Path, method: str, prompt_length: int = 4, precision: Any = "fp32") -> Path:
+    """Train a little on a model folder and save."""
+    from adept_tune.backbones import load_tokenizer
+
+    info = inspect_backbone(str(model))
+    tokenizer = load_tokenizer(info)
+    splits = Splits(*(rows_of(s, n, n) for s, n in (("train", 40), ("validation", 8), ("test", 30))), "here")
+    data = load_task_data(TASK, splits, tokenizer, tokenizer_fingerprint(tokenizer), folder / "cache")
+    engine = build_engine(info, METHODS[method], data, 1, precision=precision)
+    slot = engine.join(
+        TrialConfig(
+            prompt_length=prompt_length,
+            width=3,
+            batch_size=8,
+            max_steps=40,
+            warmup_steps=0,
+            prompt_lr=0.5,
+            offset_lr=0.1,
+            labels="words",
+        )
+    )
+    for _ in range(30):
+        engine.step([slot])
+    out = folder / "adapter"
+    save_adapter(out, engine.state(slot), TASK, info.as_dict(), precision, {}, {}, {})
+    return out
+
+
+def save_lively(folder: Path, tied: bool) -> Path:
+    model = lively_t5(tied=tied)
+    model.config.tie_word_embeddings = tied
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def elsewhere(base: Path, adapter: Path | None, kind: str, texts: list[str], folder: Path) -> list[str]:
+    """Answers of transformers and PEFT alone."""
+    given = json.dumps([str(base), str(adapter) if adapter else None, kind, texts])
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, given], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answers: list[str] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answers
+
+
+def compared(adapter: Path, base: Path, peft: Path | None, kind: str, folder: Path) -> None:
+    texts = rows_of("more", 40, 7).columns["sentence"]
+    ours = load_adapter(adapter).predict(texts)
+    assert len(set(ours)) > 1  # or the comparison would say little
+    assert elsewhere(base, peft, kind, [f"sentence: {text}" for text in texts], folder) == ours
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("prompt_length", [4, 0])
+def test_a_folded_adapter_answers_elsewhere_as_here(tied: bool, prompt_length: int, tmp_path: Path) -> None:
+    adapter = adapter_of(tmp_path, save_lively(tmp_path / "base", tied), "adept", prompt_length)
+    assert export.main(["--adapter", str(adapter), "--to", str(tmp_path / "out"), "--fold"]) == 0
+    folded = tmp_path / "out"
+    compared(adapter, folded / "model", folded if prompt_length else None, "t5", tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_folded_model_differs_from_its_base_in_what_the_encoder_reads_alone(tied: bool, tmp_path: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM
+
+    base = save_lively(tmp_path / "base", tied)
+    adapter = adapter_of(tmp_path, base, "adept")
+    assert export.main(["--adapter", str(adapter), "--to", str(tmp_path / "out"), "--fold"]) == 0
+    before = AutoModelForSeq2SeqLM.from_pretrained(base, dtype=torch.float32).state_dict()
+    after = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out" / "model", dtype=torch.float32).state_dict()
+    assert set(before) == set(after)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"shared.weight", "encoder.embed_tokens.weight"}
+    assert torch.equal(after["shared.weight"], after["encoder.embed_tokens.weight"])
+
+
+def test_an_adapter_of_prompt_tuning_is_one_of_peft(tmp_path: Path) -> None:
+    base = save_lively(tmp_path / "base", True)
+    adapter = adapter_of(tmp_path, base, "prompt-tuning")
+    compared(adapter, base, adapter, "t5", tmp_path)
+    assert export.main(["--adapter", str(adapter), "--to", str(tmp_path / "out")]) == 0
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (adapter / name).read_bytes()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_decoders_adapter_of_prompt_tuning_is_one_of_peft(family: str, tmp_path: Path) -> None:
+    base = save_tiny_decoder(tmp_path / "base", family)
+    adapter = adapter_of(tmp_path, base, "prompt-tuning")
+    compared(adapter, base, adapter, "decoder", tmp_path)
+
+
+def test_what_cannot_be_exported_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = save_lively(tmp_path / "base", True)
+    for method, arguments, said in (
+        ("dept", ["--fold"], "method dept: its offsets depend on a token's place"),
+        ("adept", [], "method adept: without its offsets it is another adapter; give --fold"),
+    ):
+        adapter = adapter_of(tmp_path / method, base, method)
+        assert export.main(["--adapter", str(adapter), "--to", str(tmp_path / "out"), *arguments]) == 2
+        assert said in capsys.readouterr().err
+    decoder = adapter_of(tmp_path / "gpt2", save_tiny_decoder(tmp_path / "gpt2" / "base", "gpt2"), "adept")
+    assert export.main(["--adapter", str(decoder), "--to", str(tmp_path / "out"), "--fold"]) == 2
+    assert "only encoder-decoders can be folded" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
