@@ -116,6 +116,32 @@ def load_adapter(path: str | Path, model: str | None = None, device: str = "cpu"
     return Adapter(Path(path), model, device)
 
 
+def read_start(folder: Path, method: str, info: "BackboneInfo") -> tuple[bytes, str]:
+    """Read the tensors of an adapter that trials are to start from.
+
+    Args:
+        folder: An exported adapter, of another task perhaps.
+        method: Of the trials.
+        info: Their backbone.
+
+    Returns:
+        The tensors as safetensors, and the hash of them.
+
+    Raises:
+        StateError: The files are missing or damaged.
+        MethodError: The adapter is of another method or backbone.
+    """
+    description, _ = _read(folder)
+    if description.method != method:
+        raise MethodError(f"--init-from {folder}: an adapter of {description.method}; this search is of {method}")
+    if description.backbone.revision != info.revision:
+        raise MethodError(
+            f"--init-from {folder}: was trained on {description.backbone.name} at {description.backbone.revision}; "
+            f"this search uses {info.name} at {info.revision}"
+        )
+    return (folder / TENSORS).read_bytes(), description.sha256
+
+
 class Adapter:
     """A trained adapter on its backbone, ready to predict. Made by `load_adapter`.
 

@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--allow-code-execution", action="store_true", help="run programs that the model writes (mbpp)")
     what.add_argument("--labels", choices=["digits", "words"], help="label texts (default digits, as published)")
     what.add_argument("--space", help="name or .yaml file of a search space (default: METHOD-TASK, else METHOD)")
+    what.add_argument("--init-from", type=Path, metavar="DIR", help="adapter of the same method that trials start from")
     effort = p.add_argument_group("how much")
     effort.add_argument("--trials", type=int, help="configurations to try (default: what fits the time budget)")
     effort.add_argument("--max-steps", type=int, help="optimizer steps of a full trial (default: what fits)")
@@ -101,6 +102,7 @@ def request(arguments: argparse.Namespace) -> "Request":
         data_dir=arguments.data_dir,
         labels=arguments.labels,
         space=arguments.space,
+        init_from=arguments.init_from,
         fixed=fixed,
         trials=arguments.trials,
         max_steps=arguments.max_steps,

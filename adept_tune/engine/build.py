@@ -1,6 +1,8 @@
 """Puts an engine together from the names of its parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
 
 from adept_tune.backbones import BackboneInfo, load_backbone, load_tokenizer
 from adept_tune.backbones.codec import TokenizerCodec
@@ -22,6 +24,7 @@ def build_engine(
     rows_per_pass: int | None = None,
     widest: tuple[int, int] = (0, 0),
     halted: Callable[[], bool] = never,
+    start: Mapping[str, Tensor] | None = None,
 ) -> Engine:
     """Load a backbone and its tokenizer, and make an engine over a task's tokens; see `Engine` for the rest.
 
@@ -34,6 +37,7 @@ def build_engine(
         precision: Of the backbone and its activations.
         rows_per_pass: Most rows in one forward and backward; None fuses all.
         widest: Longest prompt and widest bottleneck to make room for from the start.
+        start: Tensors of an adapter that trials start from; None starts them from nothing.
         halted: Asked between two passes; where it says yes, a step or an evaluation is given up.
 
     Raises:
@@ -53,4 +57,4 @@ def build_engine(
         data.also,
         data.max_target_length,
     )
-    return Engine(backbone, method, data, reader, num_slots, rows_per_pass, widest=widest, halted=halted)
+    return Engine(backbone, method, data, reader, num_slots, rows_per_pass, widest=widest, halted=halted, start=start)

@@ -8,7 +8,7 @@ Shape legend: K trials of a pass, B rows of the widest batch, S source tokens, T
 R bottleneck width, N flat columns of a trial's tensors, P rows of the pass, J pieces of a pass.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +28,7 @@ from adept_tune.errors import MethodError
 from adept_tune.methods.base import Method, Sizes, Stacking
 from adept_tune.methods.dropout import keep_factors
 from adept_tune.methods.layout import Layout
-from adept_tune.methods.start import initial_prompt
+from adept_tune.methods.start import initial_prompt, transferred
 from adept_tune.tasks.tokens import TaskData, pad
 
 
@@ -78,6 +78,7 @@ class Engine:
             other columns, which changes the rounding of sums over them: with all room made, a step depends on nothing
             that was here before.
         halted: Asked between two passes; where it says yes, a step or an evaluation is given up.
+        start: Tensors of an adapter that trials start from; None starts them from nothing.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Engine:
         dtype: torch.dtype = torch.float32,
         widest: tuple[int, int] = (0, 0),
         halted: Callable[[], bool] = never,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.backbone = backbone
         self.method = method
@@ -99,6 +101,7 @@ class Engine:
         self._reader = reader
         self._dtype = dtype
         self._halted = halted
+        self._from = start
         self._device = backbone.device
         self._seats: list[_Seat | None] = [None] * num_slots
         self._diverged_K = torch.zeros(num_slots, dtype=torch.bool, device=self._device)
@@ -396,6 +399,8 @@ class Engine:
             config.prompt_init, config.prompt_length, self.backbone.table_VD, text_ids, generator
         )
         tensors = self.method.initial(sizes, prompt_MD, config.wide_start, generator)
+        if self._from is not None:
+            tensors = transferred(tensors, self._from)
         tensors = {name: tensor.to(self._dtype) for name, tensor in tensors.items()}
         zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         return TrialState(self.method.name, config, sizes, 0, tensors, zeros, dict(zeros))

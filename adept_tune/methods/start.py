@@ -1,5 +1,6 @@
-"""How a soft prompt starts."""
+"""How trained tensors start."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -34,3 +35,25 @@ def initial_prompt(
     else:
         ids = torch.tensor([text_ids[i % len(text_ids)] for i in range(length)], dtype=torch.int64)
     return table_VD[ids.to(table_VD.device)].detach().to("cpu", torch.float32)
+
+
+def transferred(fresh: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Start from what another trial has learnt: soft prompt transfer.
+
+    A prompt of another length is cut, or tiled as an initial text is. Other tensors are taken over where their shapes
+    are the same, all of them or none, and start as ever elsewhere.
+
+    Args:
+        fresh: Tensors of a trial that starts from nothing.
+        trained: Those of an adapter.
+
+    Source: Vu et al., "SPoT: Better Frozen Model Adaptation through Soft Prompt Transfer", ACL 2022.
+    """
+    start = dict(fresh)
+    length, given = fresh["prompt"].shape[0], trained["prompt"]
+    if len(given):
+        start["prompt"] = given[torch.arange(length) % len(given)].clone()
+    others = [name for name in fresh if name != "prompt"]
+    if all(name in trained and trained[name].shape == fresh[name].shape for name in others):
+        start |= {name: trained[name].clone() for name in others}
+    return start

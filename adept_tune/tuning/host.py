@@ -40,6 +40,7 @@ class HostPlan:
         rows_per_pass: Most rows fused in one forward and backward; None fuses all.
         num_threads: Threads of torch on a CPU.
         widest: Longest prompt and widest bottleneck that the trials can have.
+        start: Tensors of an adapter that trials start from, as safetensors; None starts them from nothing.
     """
 
     backbone: Mapping[str, Any]
@@ -50,6 +51,7 @@ class HostPlan:
     rows_per_pass: int | None
     num_threads: int
     widest: tuple[int, int] = (0, 0)
+    start: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,7 @@ class Host:
         if self._visible_device is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self._visible_device
         import torch
+        from safetensors.torch import load
 
         from adept_tune.backbones import BackboneInfo
         from adept_tune.engine.build import build_engine
@@ -251,6 +254,7 @@ class Host:
             rows_per_pass=plan.rows_per_pass,
             widest=plan.widest,
             halted=self._halt.is_set,
+            start=None if plan.start is None else load(plan.start),
         )
 
     def _heed_dismissal(self) -> None:

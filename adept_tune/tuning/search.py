@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from adept_tune.adapter import read_start
 from adept_tune.backbones.load import Precision, best_precision, fetch_weights
 from adept_tune.console import Console
 from adept_tune.errors import SpecError, StateError
@@ -67,6 +68,7 @@ class Request:
     labels: Literal["digits", "words"] | None = None
     space: str | None = None
     fixed: Mapping[str, Value] | None = None
+    init_from: Path | None = None
     trials: int | None = None
     max_steps: int | None = None
     batch_size: int | None = None
@@ -214,6 +216,11 @@ def _hosts(
 ) -> Iterator[tuple[str, Share]]:
     """The search's broker and the share of each trial."""
     cpus = num_cpus()
+    start = None
+    if spec.init_from is not None:
+        start, sha256 = read_start(Path(spec.init_from), spec.method, materials.info)
+        if sha256 != spec.init_sha256:
+            raise SpecError(f"--init-from {spec.init_from}: is not the adapter that the search began with; restore it")
     plan = HostPlan(
         backbone=spec.backbone,
         method=spec.method,
@@ -223,6 +230,7 @@ def _hosts(
         rows_per_pass=spec.rows_per_pass,
         num_threads=spec.num_threads or cpus,
         widest=_widest(materials.space),
+        start=start,
     )
     share = share_of(spec.device, spec.slots, cpus)
     storage = storage_of(spec, folder)
@@ -328,6 +336,7 @@ def _check_folder(folder: Path) -> None:
 
 def _draft(request: Request, materials: Materials, file: SpaceFile, device: str) -> SearchSpec:
     """The spec with a trial and a step to stand in for what the probe decides."""
+    sha256 = read_start(request.init_from, file.method, materials.info)[1] if request.init_from else None
     usual = DEMONSTRATION_BATCH_SIZE if materials.task.demonstration else DEFAULT_BATCH_SIZE
     try:
         return SearchSpec(
@@ -341,6 +350,8 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
             method=file.method,
             space=file.model_dump(mode="json"),
             fixed=dict(request.fixed or {}) | ({"labels": request.labels} if request.labels else {}),
+            init_from=str(request.init_from.resolve()) if request.init_from else None,
+            init_sha256=sha256,
             labels=request.labels or "digits",
             trials=1 if request.trials is None else request.trials,
             max_steps=MOST_STEPS if request.max_steps is None else request.max_steps,

@@ -33,6 +33,8 @@ class SearchSpec(BaseModel):
         method: Name of the method.
         space: The search space as written, after `extends`.
         fixed: Trial settings from the command line.
+        init_from: Folder of the adapter that trials start from; None starts them from nothing.
+        init_sha256: Hash of its tensors.
         labels: Which texts stand for the labels, where the space does not search over them.
         trials: To propose in all.
         max_steps: Of a trial that is not stopped.
@@ -68,6 +70,8 @@ class SearchSpec(BaseModel):
     method: str
     space: dict[str, Any]
     fixed: dict[str, Any]
+    init_from: str | None = None
+    init_sha256: str | None = None
     labels: Literal["digits", "words"]
     trials: int = Field(ge=1)
     max_steps: int = Field(ge=1)
@@ -116,7 +120,7 @@ class SearchSpec(BaseModel):
         """The fields that a result depends on; trials, time, finalists and seeds may grow, places may move."""
         keys = [
             *("task", "protocol", "data_fingerprint", "method", "space", "fixed", "labels", "max_steps", "batch_size"),
-            *("scheduler", "sampler", "reduction_factor", "seed", "precision"),
+            *("scheduler", "sampler", "reduction_factor", "seed", "precision", "init_sha256"),
         ]
         return {key: getattr(self, key) for key in keys} | {"model": self.backbone["revision"]}
 
