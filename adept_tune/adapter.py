@@ -149,14 +149,16 @@ class Adapter:
         description: Content of `adapter.json`.
         tensors: The trained tensors by name.
         tokenizer: The backbone's.
+        info: The backbone that was loaded.
     """
 
     def __init__(self, folder: Path, model: str | None, device: str) -> None:
         description, self.tensors = _read(folder)
         self.description = description.model_dump()
         self._task = _task(description, folder)
+        self.info = _find_backbone(description, folder, model)
         self._reader, self._trained, self.tokenizer = _assemble(
-            description, self._task, self.tensors, folder, model, device
+            description, self._task, self.tensors, self.info, device
         )
 
     @property
@@ -246,7 +248,7 @@ class _TaskFields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     name: str
     columns: list[str]
-    other_columns: list[str] = []
+    other_columns: list[str] | None = None
     template: str
     label_column: str
     label_values: list[str] | None = None
@@ -389,7 +391,7 @@ def _check_entry(task: "Task", description: _Description) -> None:
     then = {name: getattr(fields, name) for name in now if name != "label_texts"}
     then["label_texts"] = description.label_texts
     for name, value in now.items():
-        if then[name] != value:
+        if then[name] is not None and then[name] != value:
             raise TaskError(f"{name} of {task.name} was {then[name]!r} and is {value!r} in this version")
 
 
@@ -397,20 +399,16 @@ def _assemble(
     description: _Description,
     task: "Task",
     tensors: Mapping[str, Any],
-    folder: Path,
-    model: str | None,
+    info: "BackboneInfo",
     device: str,
 ) -> "tuple[Reader, Trained, Any]":
     """Backbone and adapter as a reader of one trial."""
-    from adept_tune.backbones import BackboneInfo, inspect_backbone, load_backbone, load_tokenizer
+    from adept_tune.backbones import load_backbone, load_tokenizer
     from adept_tune.backbones.codec import TokenizerCodec
     from adept_tune.engine.reading import Reader, Trained
     from adept_tune.methods import get_method
     from adept_tune.tasks.tokens import Ragged
 
-    recorded = BackboneInfo(**description.backbone.model_dump())
-    info = inspect_backbone(model or recorded.name, None if model or recorded.local else recorded.revision)
-    _check_backbone(info, recorded, folder)
     tokenizer = load_tokenizer(info)
     backbone = load_backbone(info, device, description.precision)
     style, texts = description.labels, tuple(description.label_texts)
@@ -427,6 +425,16 @@ def _assemble(
         task.max_target_length,
     )
     return reader, Trained.of_one(tensors, description.sizes, style, backbone.device), tokenizer
+
+
+def _find_backbone(description: _Description, folder: Path, model: str | None) -> "BackboneInfo":
+    """The recorded backbone, or the one to use instead of it."""
+    from adept_tune.backbones import BackboneInfo, inspect_backbone
+
+    recorded = BackboneInfo(**description.backbone.model_dump())
+    info = inspect_backbone(model or recorded.name, None if model or recorded.local else recorded.revision)
+    _check_backbone(info, recorded, folder)
+    return info
 
 
 def _check_backbone(info: "BackboneInfo", recorded: "BackboneInfo", folder: Path) -> None:

@@ -1,7 +1,8 @@
-"""Exports that other programs load without this package: PEFT adapters, and ADePT folded into an embedding table.
+"""Exports that PEFT and transformers (5 or newer) load without this package.
 
 ADePT's offset depends on the token alone. So it can be added to every row of the embedding table once, and what is left
-is plain prompt tuning on a model with another input table.
+is plain prompt tuning on a model with another input table. (transformers 4 cannot hold such a T5: its encoder and
+decoder have one table.)
 """
 
 import json
@@ -53,7 +54,7 @@ def peft_files(prompt_MD: "Tensor", base: str, revision: str | None, decoder: bo
 
 
 def export(adapter: "Adapter", folder: Path, fold: bool) -> None:
-    """Write an adapter as a PEFT adapter, and with `fold` the model that it belongs to into the folder ``model``.
+    """Write an adapter of prompt tuning as a PEFT adapter; one of ADePT, folded, with its model in folder ``model``.
 
     Args:
         adapter: A loaded adapter.
@@ -61,13 +62,16 @@ def export(adapter: "Adapter", folder: Path, fold: bool) -> None:
         fold: Whether to add offsets to the model's table of input embeddings.
 
     Raises:
-        MethodError: The method has offsets that are not folded, or cannot be.
+        MethodError: The method has offsets that are not folded or cannot be, or none that could; or there is a model
+            in the folder.
         StorageError: The folder cannot be written.
     """
-    from adept_tune.backbones.decoder_only import DecoderOnly
+    from safetensors import SafetensorError
 
     method, backbone = adapter.description["method"], adapter.description["backbone"]
-    decoder = isinstance(adapter.backbone, DecoderOnly)
+    decoder = adapter.info.is_decoder
+    if method == "prompt-tuning" and fold:
+        raise MethodError("method prompt-tuning: has no offsets to fold; leave --fold out")
     if method == "dept":
         raise MethodError("method dept: its offsets depend on a token's place, so no embedding table holds them")
     if method == "adept" and not fold:
@@ -77,7 +81,9 @@ def export(adapter: "Adapter", folder: Path, fold: bool) -> None:
             f"model {backbone['name']} reads its own answer through the table of its source, which is not shifted in "
             "training; only encoder-decoders can be folded"
         )
-    base, revision = backbone["name"], None if backbone["local"] else backbone["revision"]
+    if fold and (folder / MODEL).exists():
+        raise MethodError(f"--to {folder}: has a model, perhaps that of other adapters; give another folder")
+    base, revision = adapter.info.name, None if adapter.info.local else adapter.info.revision
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if method == "adept":
@@ -86,8 +92,8 @@ def export(adapter: "Adapter", folder: Path, fold: bool) -> None:
         if adapter.tensors["prompt"].shape[0]:
             for name, content in peft_files(adapter.tensors["prompt"], base, revision, decoder).items():
                 (folder / name).write_bytes(content)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _write_model(adapter: "Adapter", folder: Path) -> None:

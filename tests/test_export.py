@@ -38,9 +38,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-base, adapter, kind, texts = json.loads(sys.argv[1])
+base, adapter, kind, texts, precision = json.loads(sys.argv[1])
+dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 auto = {"t5": AutoModelForSeq2SeqLM, "decoder": AutoModelForCausalLM}[kind]
-model = auto.from_pretrained(base, dtype=torch.float32).eval()
+model = auto.from_pretrained(base, dtype=dtype).eval()
 model = PeftModel.from_pretrained(model, adapter) if adapter else model
 tokenizer = AutoTokenizer.from_pretrained(base)
 answers = []
@@ -95,9 +96,9 @@ def save_lively(folder: Path, tied: bool) -> Path:
     return folder
 
 
-def elsewhere(base: Path, adapter: Path | None, kind: str, texts: list[str], folder: Path) -> list[str]:
+def elsewhere(base: Path, adapter: Path | None, kind: str, texts: list[str], folder: Path, precision: str) -> list[str]:
     """Answers of transformers and PEFT alone."""
-    given = json.dumps([str(base), str(adapter) if adapter else None, kind, texts])
+    given = json.dumps([str(base), str(adapter) if adapter else None, kind, texts, precision])
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, given], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -106,20 +107,24 @@ def elsewhere(base: Path, adapter: Path | None, kind: str, texts: list[str], fol
     return answers
 
 
-def compared(adapter: Path, base: Path, peft: Path | None, kind: str, folder: Path) -> None:
+def compared(adapter: Path, base: Path, peft: Path | None, kind: str, folder: Path, precision: str = "fp32") -> None:
     texts = rows_of("more", 40, 7).columns["sentence"]
     ours = load_adapter(adapter).predict(texts)
     assert len(set(ours)) > 1  # or the comparison would say little
-    assert elsewhere(base, peft, kind, [f"sentence: {text}" for text in texts], folder) == ours
+    assert elsewhere(base, peft, kind, [f"sentence: {text}" for text in texts], folder, precision) == ours
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("prompt_length", [4, 0])
-def test_a_folded_adapter_answers_elsewhere_as_here(tied: bool, prompt_length: int, tmp_path: Path) -> None:
-    adapter = adapter_of(tmp_path, save_lively(tmp_path / "base", tied), "adept", prompt_length)
+@pytest.mark.parametrize(("prompt_length", "precision"), [(4, "fp32"), (0, "fp32"), (4, "bf16")])
+def test_a_folded_adapter_answers_elsewhere_as_here(
+    tied: bool, prompt_length: int, precision: str, tmp_path: Path
+) -> None:
+    adapter = adapter_of(tmp_path, save_lively(tmp_path / "base", tied), "adept", prompt_length, precision)
     assert export.main(["--adapter", str(adapter), "--to", str(tmp_path / "out"), "--fold"]) == 0
     folded = tmp_path / "out"
-    compared(adapter, folded / "model", folded if prompt_length else None, "t5", tmp_path)
+    compared(adapter, folded / "model", folded if prompt_length else None, "t5", tmp_path, precision)
+    again = ["--adapter", str(adapter), "--to", str(folded), "--fold"]
+    assert export.main(again) == 2  # what is there may be the model of other adapters
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -129,8 +134,9 @@ def test_a_folded_model_differs_from_its_base_in_what_the_encoder_reads_alone(ti
     base = save_lively(tmp_path / "base", tied)
     adapter = adapter_of(tmp_path, base, "adept")
     assert export.main(["--adapter", str(adapter), "--to", str(tmp_path / "out"), "--fold"]) == 0
-    before = AutoModelForSeq2SeqLM.from_pretrained(base, dtype=torch.float32).state_dict()
-    after = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out" / "model", dtype=torch.float32).state_dict()
+    models = [AutoModelForSeq2SeqLM.from_pretrained(path) for path in (base, tmp_path / "out" / "model")]
+    assert models[0].config.scale_decoder_outputs == models[1].config.scale_decoder_outputs == tied
+    before, after = (model.state_dict() for model in models)
     assert set(before) == set(after)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"shared.weight", "encoder.embed_tokens.weight"}
@@ -157,6 +163,7 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path, capsys: pytest.Capture
     base = save_lively(tmp_path / "base", True)
     for method, arguments, said in (
         ("dept", ["--fold"], "method dept: its offsets depend on a token's place"),
+        ("prompt-tuning", ["--fold"], "method prompt-tuning: has no offsets to fold"),
         ("adept", [], "method adept: without its offsets it is another adapter; give --fold"),
     ):
         adapter = adapter_of(tmp_path / method, base, method)

@@ -38,10 +38,11 @@ class DecoderOnly(Backbone):
         self.device = model.device
         self.dtype = model.dtype
         self.eos_id = eos_id
-        self.pad_id = eos_id if model.config.pad_token_id is None else model.config.pad_token_id
+        self.pad_id = eos_id  # whatever fills a row is masked or follows its end; not all models name a pad token
         # Gemma scales its embeddings as it looks them up; what drives it comes after that.
         scaled = hasattr(embedding, "embed_scale")
         every = torch.arange(self.vocab_size, device=self.device)
+        self._softcap = getattr(model.config, "final_logit_softcapping", None)
         self._table_VD: Tensor = embedding(every) if scaled else embedding.weight
 
     @property
@@ -118,7 +119,8 @@ class DecoderOnly(Backbone):
     def _logits(self, hidden: Tensor) -> Tensor:
         """See `Backbone`."""
         logits: Tensor = self.model.lm_head(hidden)
-        return logits if logits.dtype == torch.float64 else logits.float()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
 
 def _to_the_right(embeds_NSD: Tensor, mask_NS: Tensor) -> tuple[Tensor, Tensor]:

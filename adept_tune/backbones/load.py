@@ -14,7 +14,7 @@ Precision = Literal["fp32", "bf16"]
 
 ENCODER_DECODERS = ("t5", "mt5")
 DECODERS = ("gpt2", "llama", "mistral", "gemma", "gemma3_text", "qwen2", "qwen3")
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")  # some repositories hold the same once more
 _TOKENIZER = ("config.json", "generation_config.json", "tokenizer*", "spiece.model", "special_tokens_map.json")
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model")
 _SAMPLE_BYTES = 1 << 20

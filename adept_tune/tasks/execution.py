@@ -85,7 +85,7 @@ def _passes(program: str, needs: Sequence[str], stop: threading.Event) -> bool:
         subprocess.Popen(
             [sys.executable, "-I", "-c", _RUNNER],
             cwd=folder,
-            env={"PATH": os.defpath, "HOME": folder},
+            env={"PATH": os.defpath, "HOME": folder, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ def wsc_fields(row: Row) -> Mapping[str, str]:
     """
     text = str(row["text"])
     found = list(re.finditer(r"\S+", text))
-    marks: list[tuple[int, str, str]] = []
+    marks: list[tuple[int, int, str]] = []
     for span, mark in (("span1", "*"), ("span2", "#")):
         name, index, words = f"{span}_index", _value(row, f"{span}_index"), str(row[f"{span}_text"])
         if isinstance(index, str) and index.isascii() and index.isdigit():
@@ -30,10 +30,15 @@ def wsc_fields(row: Row) -> Mapping[str, str]:
         begin = found[index].start()
         if not text.startswith(words, begin):
             words = text[begin : found[index + len(words.split()) - 1].end()]
-        marks.append((begin, words, mark))
-    for begin, words, mark in sorted(marks, reverse=True):
-        text = f"{text[:begin]}{mark} {words} {mark}{text[begin + len(words) :]}"
-    return {"text": text}
+        marks.append((begin, begin + len(words), mark))
+    # At one place the inner span ends before the outer one, and begins after it.
+    added = [(end, 0, -begin, f" {mark}") for begin, end, mark in marks]
+    added += [(begin, 1, -end, f"{mark} ") for begin, end, mark in marks]
+    marked, last = "", 0
+    for place, _, _, addition in sorted(added):
+        marked += text[last:place] + addition
+        last = place
+    return {"text": marked + text[last:]}
 
 
 def multirc_fields(row: Row) -> Mapping[str, str]:
@@ -68,7 +73,7 @@ def record_row_an_answer(row: Row) -> Sequence[Row]:
 
 
 def spaced_question(row: Row) -> Mapping[str, str]:
-    """Question and context with a space on both sides of each character that is neither letter, mark nor digit."""
+    """Question and context with a space on both sides of each character that is neither letter nor digit."""
     return {name: _spaced(str(row[name])) for name in ("question", "context")}
 
 
@@ -101,7 +106,7 @@ def mbpp_tests(row: Row) -> Sequence[str]:
 
 
 def _spaced(text: str) -> str:
-    # Python counts a letter's mark as part of it only where the two are one character.
+    # A letter and its mark are made one character where there is such a one.
     return " ".join(re.sub(r"([^\w\s]|_)", r" \1 ", unicodedata.normalize("NFC", text)).split())
 
 

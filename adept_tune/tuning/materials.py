@@ -69,7 +69,8 @@ def _check_positions(info: BackboneInfo, space: SearchSpace, data: TaskData) -> 
         return
     splits = (data.train, data.validation, data.test)
     source = max(int(split.sources.lengths.max()) for split in splits)
-    answer = max(int(ids.lengths.max()) for ids in data.train.targets.values())
+    trained = max(int(ids.lengths.max()) for ids in data.train.targets.values())
+    answer = data.max_target_length if data.validation.references is not None else trained
     prompt = max(space.sizes(point).prompt_length for point in space.corners())
     if source + answer + prompt > info.max_positions:
         raise SpecError(

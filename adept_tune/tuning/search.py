@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -261,7 +261,7 @@ def _device(request: Request, start_ray: Callable[[], None]) -> Literal["cpu", "
 
 
 def _with_space(materials: Materials, spec: SearchSpec) -> Materials:
-    """Search the space of the experiment, which a newer version of the package may have under the same name."""
+    """Search the space of the experiment; a newer version of the package may have another under the same name."""
     file = SpaceFile.model_validate(spec.space)
     space = resolve_space(file, materials.info.d_model, materials.task.max_source_length, spec.fixed)
     return replace(materials, space=space)
@@ -286,7 +286,9 @@ def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
                 raise
             damaged.append(str(error))
             continue
-        left_open = {"max_steps": request.max_steps, "precision": request.precision, "space": request.space}
+        left_open: dict[str, Any] = {"max_steps": request.max_steps, "precision": request.precision}
+        if old.space.get("source") == draft.space.get("source"):  # what the package has under that name may change
+            left_open["space"] = request.space
         settled = {name: getattr(old, name) for name, value in left_open.items() if value is None}
         new = draft.model_copy(update=settled)
         differences = old.differences(new)

@@ -338,12 +338,14 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 def _may_stand(point: Any, parameters: Mapping[str, Any]) -> bool:
     """Whether an inherited point lies inside the ranges and choices that an overlay changes; looked at as written."""
     for name, value in point.items() if isinstance(point, dict) else ():
-        written = parameters.get(name)
-        if not isinstance(written, dict) or not isinstance(value, int | float):
+        written, number = parameters.get(name), _number(value)
+        if not isinstance(written, dict) or not isinstance(number, int | float):
             continue
-        choices, low, high = written.get("choices", [value]), written.get("low", value), written.get("high", value)
-        ordered = isinstance(low, int | float) and isinstance(high, int | float)
-        if (isinstance(choices, list) and value not in choices) or (ordered and not low <= value <= high):
+        low, high = _number(written.get("low", number)), _number(written.get("high", number))
+        if isinstance(low, int | float) and isinstance(high, int | float) and not low <= number <= high:
+            return False
+        choices = written.get("choices", [number])
+        if isinstance(choices, list) and number not in [_number(choice) for choice in choices]:
             return False
     return True
 

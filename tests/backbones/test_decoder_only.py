@@ -12,7 +12,7 @@ from adept_tune.backbones.decoder_only import DecoderOnly
 from adept_tune.errors import BackboneError
 from tests.support.decoders import FAMILIES, save_tiny_decoder, tiny_decoder
 
-EOS, PAD = 1, 0
+EOS = 1
 LABELS = [[4, EOS], [7, 20, 9, EOS], [30, EOS], [EOS]]
 # Norms and rotations of these models round to float32 whatever they are given.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -55,7 +55,7 @@ def alone(backbone: DecoderOnly, embeds: Tensor, mask: Tensor, target: list[int]
 def test_model_is_frozen_and_in_eval_mode(backbone: DecoderOnly) -> None:
     assert not backbone.model.training
     assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
-    assert (backbone.d_model, backbone.vocab_size, backbone.eos_id, backbone.pad_id) == (16, 38, EOS, PAD)
+    assert (backbone.d_model, backbone.vocab_size, backbone.eos_id, backbone.pad_id) == (16, 38, EOS, EOS)
 
 
 def test_embed_equals_the_embedding_of_transformers(backbone: DecoderOnly) -> None:
@@ -96,7 +96,7 @@ def test_greedy_equals_generate_row_by_row(backbone: DecoderOnly) -> None:
             do_sample=False,
         )[0].tolist()
         assert decoded[i].tolist()[: len(expected)] == expected
-        assert set(decoded[i].tolist()[len(expected) :]) <= {PAD}
+        assert set(decoded[i].tolist()[len(expected) :]) <= {EOS}
     assert decoded.unique(dim=0).shape[0] > 3  # or the comparison would say little
 
 

@@ -21,7 +21,13 @@ def tiny_decoder(family: str, dtype: torch.dtype = torch.float64, tied: bool | N
         sizes |= {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
     else:
         sizes |= {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-        sizes |= {"num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64, "sliding_window": 64}
+        sizes |= {"num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64}
+    if family not in ("gpt2", "llama", "gemma"):
+        sizes["sliding_window"] = 4
+    if family.startswith("qwen"):
+        sizes |= {"use_sliding_window": True, "max_window_layers": 1}
+    if family == "gemma3_text":
+        sizes["layer_types"] = ["sliding_attention", "full_attention"]
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes), attn_implementation="sdpa")
     with torch.no_grad():

@@ -399,6 +399,13 @@ def test_a_span_is_marked_to_its_end(changes: dict[str, Any], marked: str) -> No
     assert TASKS["wsc"].source(row) == f"text: {marked}"
 
 
+def test_spans_inside_one_another_are_marked_both() -> None:
+    row = {"text": "A b c d", "span1_index": 1, "span1_text": "b c d", "span2_index": 2, "span2_text": "c", "label": 0}
+    assert TASKS["wsc"].source(row) == "text: A * b # c # d *"
+    assert TASKS["wsc"].source(row | {"span2_index": 3, "span2_text": "d"}) == "text: A * b c # d # *"
+    assert TASKS["wsc"].source(row | {"span2_index": 1, "span2_text": "b"}) == "text: A * # b # c d *"
+
+
 def test_a_span_that_is_not_there_is_told() -> None:
     with pytest.raises(TaskError, match="field 'span1_index' is 6; allowed: 0 to 5"):
         TASKS["wsc"].source(ROWS["wsc"][0] | {"span1_index": 6})

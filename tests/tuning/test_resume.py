@@ -41,6 +41,13 @@ def test_a_packaged_space_that_has_changed_since_does_not_end_a_search(tmp_path:
     )
 
 
+def test_a_space_of_another_name_is_another_search(tmp_path: Path) -> None:
+    written(tmp_path)
+    draft = SearchSpec(**spec_fields(space=NEW | {"source": "adept-sst2.yaml"}))
+    with pytest.raises(SpecError, match="space: "):
+        _resumed(Request(task="sst2", resume=tmp_path), draft)
+
+
 def test_a_space_that_is_named_must_be_the_same(tmp_path: Path) -> None:
     written(tmp_path)
     with pytest.raises(SpecError, match="space: "):

@@ -108,6 +108,8 @@ def test_an_overlay_inherits_the_points_that_lie_in_its_ranges(tmp_path):
     assert [point["prompt_length"] for point in space.points] == [60]
     space = space_from(tmp_path, "extends: adept\nparameters: {prompt_length: {choices: [20, 40]}}\n")
     assert [point["prompt_length"] for point in space.points] == [20]
+    space = space_from(tmp_path, "extends: adept\nparameters: {ffn_lr: {low: 1e-3, high: 1e-2}}\n")
+    assert space.points == ()
     with pytest.raises(SpaceError, match="points: prompt_length=20 is outside"):
         space_from(
             tmp_path,
