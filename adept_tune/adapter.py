@@ -380,19 +380,16 @@ def _check_entry(task: "Task", description: _Description) -> None:
     Raises:
         TaskError: It is not; says what has changed.
     """
-    fields = description.task
-    now = {
-        "columns": list(task.columns),
-        "other_columns": list(task.other_columns),
-        "template": task.template,
-        "metric": task.metric,
-        "label_texts": [] if task.is_open else list(task.labels(description.labels)),
-    }
-    then = {name: getattr(fields, name) for name in now if name != "label_texts"}
-    then["label_texts"] = description.label_texts
-    for name, value in now.items():
-        if then[name] is not None and then[name] != value:
-            raise TaskError(f"{name} of {task.name} was {then[name]!r} and is {value!r} in this version")
+    fields, labels = description.task, [] if task.is_open else list(task.labels(description.labels))
+    for name, then, now in (
+        ("columns", fields.columns, list(task.columns)),
+        ("other_columns", fields.other_columns, list(task.other_columns)),
+        ("template", fields.template, task.template),
+        ("metric", fields.metric, task.metric),
+        ("label_texts", description.label_texts, labels),
+    ):
+        if then is not None and then != now:
+            raise TaskError(f"{name} of {task.name} was {then!r} and is {now!r} in this version")
 
 
 def _assemble(

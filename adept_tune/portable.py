@@ -6,10 +6,8 @@ decoder have one table.)
 """
 
 import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adept_tune.errors import MethodError, StorageError
 
@@ -110,10 +108,10 @@ def _write_model(adapter: "Adapter", folder: Path) -> None:
     for first in range(0, len(own), _ROWS):
         rows = slice(first, first + _ROWS)
         table_VD[rows] = adapter.shifted(own[rows].float()).cpu()
-    weights: Mapping[str, Any] = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     for name in ("shared.weight", "encoder.embed_tokens.weight"):
-        weights[name] = table_VD.clone()  # type: ignore[index]  # a dictionary
-    os.makedirs(folder, exist_ok=True)
+        weights[name] = table_VD.clone()
+    folder.mkdir()
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     adapter.tokenizer.save_pretrained(folder)

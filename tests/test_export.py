@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,21 +15,11 @@ from adept_tune.backbones import inspect_backbone
 from adept_tune.engine.build import build_engine
 from adept_tune.engine.config import TrialConfig
 from adept_tune.methods import METHODS
-from adept_tune.tasks import Task
-from adept_tune.tasks.rows import Rows, Splits
+from adept_tune.tasks.rows import Splits
 from adept_tune.tasks.tokens import load_task_data, tokenizer_fingerprint
 from tests.support.decoders import save_tiny_decoder
-from tests.support.tiny import WORDS, lively_t5, tiny_tokenizer
+from tests.test_adapter import TASK, made_rows, save_backbone
 
-TASK = Task(
-    name="made",
-    columns=("sentence",),
-    template="sentence: {sentence}",
-    label_sets={"digits": ("0", "1"), "words": ("no", "very good")},
-    split_rule="official",
-    metric="accuracy",
-    max_source_length=10,
-)
 ELSEWHERE = """
 import json, sys
 sys.modules["adept_tune"] = None  # importing it raises
@@ -54,19 +43,15 @@ print(json.dumps(answers))
 """
 
 
-def rows_of(split: str, num_rows: int, seed: int) -> Rows:
-    rng = np.random.default_rng(seed)
-    texts = [" ".join(rng.choice(WORDS[8:], rng.integers(2, 9))) for _ in range(num_rows)]
-    return Rows(split, {"sentence": texts, "label": [int(len(text.split()) > 5) for text in texts]})
-
-
 def adapter_of(folder: Path, model: Path, method: str, prompt_length: int = 4, precision: Any = "fp32") -> Path:
     """Train a little on a model folder and save."""
     from adept_tune.backbones import load_tokenizer
 
     info = inspect_backbone(str(model))
     tokenizer = load_tokenizer(info)
-    splits = Splits(*(rows_of(s, n, n) for s, n in (("train", 40), ("validation", 8), ("test", 30))), "here")
+    splits = Splits(
+        *(made_rows(s, n, n, TASK.columns) for s, n in (("train", 40), ("validation", 8), ("test", 30))), "here"
+    )
     data = load_task_data(TASK, splits, tokenizer, tokenizer_fingerprint(tokenizer), folder / "cache")
     engine = build_engine(info, METHODS[method], data, 1, precision=precision)
     slot = engine.join(
@@ -88,14 +73,6 @@ def adapter_of(folder: Path, model: Path, method: str, prompt_length: int = 4, p
     return out
 
 
-def save_lively(folder: Path, tied: bool) -> Path:
-    model = lively_t5(tied=tied)
-    model.config.tie_word_embeddings = tied
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
 def elsewhere(base: Path, adapter: Path | None, kind: str, texts: list[str], folder: Path, precision: str) -> list[str]:
     """Answers of transformers and PEFT alone."""
     given = json.dumps([str(base), str(adapter) if adapter else None, kind, texts, precision])
@@ -108,7 +85,7 @@ def elsewhere(base: Path, adapter: Path | None, kind: str, texts: list[str], fol
 
 
 def compared(adapter: Path, base: Path, peft: Path | None, kind: str, folder: Path, precision: str = "fp32") -> None:
-    texts = rows_of("more", 40, 7).columns["sentence"]
+    texts = made_rows("more", 40, 7, TASK.columns).columns["sentence"]
     ours = load_adapter(adapter).predict(texts)
     assert len(set(ours)) > 1  # or the comparison would say little
     assert elsewhere(base, peft, kind, [f"sentence: {text}" for text in texts], folder, precision) == ours
@@ -119,7 +96,7 @@ def compared(adapter: Path, base: Path, peft: Path | None, kind: str, folder: Pa
 def test_a_folded_adapter_answers_elsewhere_as_here(
     tied: bool, prompt_length: int, precision: str, tmp_path: Path
 ) -> None:
-    adapter = adapter_of(tmp_path, save_lively(tmp_path / "base", tied), "adept", prompt_length, precision)
+    adapter = adapter_of(tmp_path, save_backbone(tmp_path / "base", tied=tied), "adept", prompt_length, precision)
     assert export.main(["--adapter", str(adapter), "--to", str(tmp_path / "out"), "--fold"]) == 0
     folded = tmp_path / "out"
     compared(adapter, folded / "model", folded if prompt_length else None, "t5", tmp_path, precision)
@@ -131,7 +108,7 @@ def test_a_folded_adapter_answers_elsewhere_as_here(
 def test_a_folded_model_differs_from_its_base_in_what_the_encoder_reads_alone(tied: bool, tmp_path: Path) -> None:
     from transformers import AutoModelForSeq2SeqLM
 
-    base = save_lively(tmp_path / "base", tied)
+    base = save_backbone(tmp_path / "base", tied=tied)
     adapter = adapter_of(tmp_path, base, "adept")
     assert export.main(["--adapter", str(adapter), "--to", str(tmp_path / "out"), "--fold"]) == 0
     models = [AutoModelForSeq2SeqLM.from_pretrained(path) for path in (base, tmp_path / "out" / "model")]
@@ -144,7 +121,7 @@ def test_a_folded_model_differs_from_its_base_in_what_the_encoder_reads_alone(ti
 
 
 def test_an_adapter_of_prompt_tuning_is_one_of_peft(tmp_path: Path) -> None:
-    base = save_lively(tmp_path / "base", True)
+    base = save_backbone(tmp_path / "base")
     adapter = adapter_of(tmp_path, base, "prompt-tuning")
     compared(adapter, base, adapter, "t5", tmp_path)
     assert export.main(["--adapter", str(adapter), "--to", str(tmp_path / "out")]) == 0
@@ -160,7 +137,7 @@ def test_a_decoders_adapter_of_prompt_tuning_is_one_of_peft(family: str, tmp_pat
 
 
 def test_what_cannot_be_exported_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = save_lively(tmp_path / "base", True)
+    base = save_backbone(tmp_path / "base")
     for method, arguments, said in (
         ("dept", ["--fold"], "method dept: its offsets depend on a token's place"),
         ("prompt-tuning", ["--fold"], "method prompt-tuning: has no offsets to fold"),

@@ -82,7 +82,7 @@ class Backbone(ABC):
         nll = F.cross_entropy(self._logits(hidden_NTD[mask_NT]), target_NT[mask_NT], reduction="none")
         return torch.zeros(target_NT.shape, dtype=nll.dtype, device=nll.device).masked_scatter(mask_NT, nll)
 
-    def _first_tokens(self, next_logits: Callable[[Tensor | None], Tensor], num_rows: int, max_tokens: int) -> Tensor:
+    def _greedily(self, next_logits: Callable[[Tensor | None], Tensor], num_rows: int, max_tokens: int) -> Tensor:
         """Greedy decoding by a function from the last tokens `(rows,)`, None at first, to the next logits.
 
         Stops when every row has ended.

@@ -95,7 +95,7 @@ class DecoderOnly(Backbone):
             there_NT = torch.ones(len(last_N), len(written), dtype=torch.bool, device=self.device)
             return self._logits(self._go_on(source, last_N[:, None], there_NT)[:, -1])
 
-        tokens_NT = self._first_tokens(next_logits, source.last_ND.shape[0], max_tokens)
+        tokens_NT = self._greedily(next_logits, source.last_ND.shape[0], max_tokens)
         if written:
             source.cache.crop(-len(written))
         return tokens_NT

@@ -91,7 +91,7 @@ class EncoderDecoder(Backbone):
             ids_N = start_N if last_N is None else last_N
             return self._logits(self._decode(source, ids_N[:, None], cache)[:, -1])
 
-        return self._first_tokens(next_logits, num_rows, max_tokens)
+        return self._greedily(next_logits, num_rows, max_tokens)
 
     def _encode(self, embeds_NSD: Tensor, mask_NS: Tensor) -> Tensor:
         hidden: Tensor = self.model.encoder(

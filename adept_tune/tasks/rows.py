@@ -139,8 +139,7 @@ def _checked(task: Task, split: str, columns: Mapping[str, list[Any]], place: st
         row = rows.row(index)
         task.source(row, where, index)
         if task.is_open:
-            task.references_of(row, where, index)
-            task.answers_of(row, where, index)
+            task.references_of(row, task.answers_of(row, where, index), where, index)
         else:
             task.label_index(row, where, index)
         if task.group is not None:

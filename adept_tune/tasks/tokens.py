@@ -272,10 +272,11 @@ def _texts(task: Task, rows: Iterable[Row], split: str) -> _Texts:
             texts.labels.append(task.label_index(row, split, index))
             continue
         answers = task.answers_of(row, split, index)
+        references = task.references_of(row, answers, split, index)
         for answer in answers if task.every_answer and split == "train" else answers[:1]:
             texts.sources.append(source)
             texts.answers.append(answer)
-            texts.references.append(task.references_of(row, split, index))
+            texts.references.append(references)
     return texts
 
 

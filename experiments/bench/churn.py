@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from workload import (
-    PRECISIONS,
     Timing,
+    add_workload,
     find_model,
     in_turns,
     make_data,
@@ -39,9 +39,7 @@ def replace_eldest(engine: Engine, slots: list[int], join: Callable[[], int]) ->
 def main() -> int:
     """Measure and print the table."""
     p = parser(__doc__)
-    p.add_argument("--model", default="demo", help="demo, t5-small, t5-base, t5-large, or a folder (default: demo)")
-    p.add_argument("--lengths", default="cola", help="cola, rte or padded-256 (default: %(default)s)")
-    p.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
+    add_workload(p, "demo")
     p.add_argument("--trials", type=int, default=8, help="at once (default: %(default)s)")
     p.add_argument("--every", nargs="+", type=int, default=[5, 20, 50], help="steps (default: %(default)s)")
     p.add_argument("--batch-size", type=int, default=16, help="rows of a trial's step (default: %(default)s)")

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from workload import (
-    PRECISIONS,
     Timing,
+    add_workload,
     find_model,
     in_turns,
     make_data,
@@ -60,9 +60,7 @@ def reader_of(
 def main() -> int:
     """Measure and print the table."""
     p = parser(__doc__)
-    p.add_argument("--model", default="t5-small", help="demo, t5-small, t5-base, t5-large, or a folder (t5-small)")
-    p.add_argument("--lengths", default="cola", help="cola, rte or padded-256 (default: %(default)s)")
-    p.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
+    add_workload(p, "t5-small")
     p.add_argument("--prompt", type=int, default=100, help="tokens of prompt tuning (default: %(default)s)")
     p.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32], help="rows at once (default: 1 32)")
     p.add_argument("--times", type=int, default=20, help="answers of a measurement (default: %(default)s)")

@@ -248,6 +248,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return p
 
 
+def add_workload(p: argparse.ArgumentParser, model: str) -> None:
+    """The options of a benchmark of one model, one kind of rows and one precision."""
+    shown = "demo, t5-small, t5-base, t5-large, or a folder (default: %(default)s)"
+    p.add_argument("--model", default=model, help=shown)
+    p.add_argument("--lengths", default="cola", help="cola, rte or padded-256 (default: %(default)s)")
+    p.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
+
+
 def prepared(options: argparse.Namespace) -> argparse.Namespace:
     """Check the common options and set torch's threads.
 

@@ -227,7 +227,7 @@ def test_perfect_worst_and_constant_answers_score_as_they_should(name: str) -> N
 @pytest.mark.parametrize("name", OPEN)
 def test_perfect_worst_and_constant_open_answers_score_as_they_should(name: str) -> None:
     row, task = OPEN[name][0], TASKS[name]
-    references = [task.references_of(row)] * 3
+    references = [task.references_of(row, task.answers_of(row))] * 3
     perfect, worst = [task.answers_of(row)[0]] * 3, ["nothing of the kind"] * 3
     for metric in (task.metric, *task.also):
         assert score_texts(metric, perfect, references).value == 1.0
@@ -245,8 +245,7 @@ def test_a_malformed_row_is_named_with_task_split_row_and_field(name: str) -> No
         def read(row: dict[str, Any]) -> None:
             task.source(row, "train", 7)
             if task.is_open:
-                task.answers_of(row, "train", 7)
-                task.references_of(row, "train", 7)
+                task.references_of(row, task.answers_of(row, "train", 7), "train", 7)
             else:
                 task.label_index(row, "train", 7)
             if task.group is not None:
