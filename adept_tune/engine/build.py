@@ -21,7 +21,7 @@ def build_engine(
     *,
     device: str = "cpu",
     precision: Precision = "fp32",
-    rows_per_pass: int | None = None,
+    tokens_per_pass: int | None = None,
     widest: tuple[int, int] = (0, 0),
     halted: Callable[[], bool] = never,
     start: Mapping[str, Tensor] | None = None,
@@ -35,7 +35,7 @@ def build_engine(
         num_slots: Trials that can be in at once.
         device: ``cuda`` or ``cpu``.
         precision: Of the backbone and its activations.
-        rows_per_pass: Most rows in one forward and backward; None fuses all.
+        tokens_per_pass: Most tokens in one forward and backward; None fuses all.
         widest: Longest prompt and widest bottleneck to make room for from the start.
         start: Tensors of an adapter that trials start from; None starts them from nothing.
         halted: Asked between two passes; where it says yes, a step or an evaluation is given up.
@@ -57,4 +57,4 @@ def build_engine(
         data.also,
         data.max_target_length,
     )
-    return Engine(backbone, method, data, reader, num_slots, rows_per_pass, widest=widest, halted=halted, start=start)
+    return Engine(backbone, method, data, reader, num_slots, tokens_per_pass, widest=widest, halted=halted, start=start)

@@ -4,17 +4,16 @@ The engine is a row of slots. Trials join and leave between steps; a step is one
 all trials that take part, then one optimizer update for all of them. No operation mixes rows of different trials, so
 each trial's gradient is what it would be alone. The engine knows neither Ray nor MLflow.
 
-Shape legend: K trials of a pass, B rows of the widest batch, S source tokens, T target tokens, D embedding width,
-R bottleneck width, N flat columns of a trial's tensors, P rows of the pass, J pieces of a pass.
+Shape legend: K trials of a step, N flat columns of a trial's tensors, T target tokens, D embedding width; those of a
+pass stand in `packing`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from adept_tune.backbones.base import Backbone
@@ -22,6 +21,7 @@ from adept_tune.engine.config import TrialConfig
 from adept_tune.engine.memory import ran_out, release
 from adept_tune.engine.optimizer import Rates, adamw, clip
 from adept_tune.engine.order import batch_rows
+from adept_tune.engine.packing import Piece, Stack, passes, stack
 from adept_tune.engine.reading import Evaluation, Halted, Reader, Trained, never
 from adept_tune.engine.state import TrialState
 from adept_tune.errors import MethodError
@@ -29,7 +29,7 @@ from adept_tune.methods.base import Method, Sizes, Stacking
 from adept_tune.methods.dropout import keep_factors
 from adept_tune.methods.layout import Layout
 from adept_tune.methods.start import initial_prompt, transferred
-from adept_tune.tasks.tokens import TaskData, pad
+from adept_tune.tasks.tokens import Ragged, TaskData, pad
 
 
 @dataclass
@@ -43,25 +43,6 @@ class _Seat:
     loss_count: int
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """What one pass takes of a trial's batch: all of it, unless that is more than a pass holds.
-
-    Attributes:
-        trial: Number of the trial among those of the step.
-        seat: Its seat.
-        rows: Rows of the training split.
-        first: Number of the first of them in the batch; dropout depends on it.
-        num_tokens: Target tokens of the whole batch, over which the loss is averaged.
-    """
-
-    trial: int
-    seat: _Seat
-    rows: NDArray[np.int64]
-    first: int
-    num_tokens: int
-
-
 class Engine:
     """Slots, steps, evaluation and trial states on one device.
 
@@ -71,8 +52,8 @@ class Engine:
         data: The task's tokens.
         reader: Answers for a stack of trained tensors; shared with prediction, so scores agree.
         num_slots: Trials that can be in at once.
-        rows_per_pass: Most rows in one forward and backward; None fuses all. Halved whenever the device runs out of
-            memory; a batch of more rows is split, and its gradients are summed.
+        tokens_per_pass: Most tokens in one forward and backward, prompts and padding included; None fuses all. Halved
+            whenever the device runs out of memory; what does not fit one pass is split, and its gradients are summed.
         dtype: Of trained tensors, gradients and moments.
         widest: Longest prompt and widest bottleneck to make room for from the start. Room made later moves numbers to
             other columns, which changes the rounding of sums over them: with all room made, a step depends on nothing
@@ -88,7 +69,7 @@ class Engine:
         data: TaskData,
         reader: Reader,
         num_slots: int,
-        rows_per_pass: int | None = None,
+        tokens_per_pass: int | None = None,
         dtype: torch.dtype = torch.float32,
         widest: tuple[int, int] = (0, 0),
         halted: Callable[[], bool] = never,
@@ -97,7 +78,7 @@ class Engine:
         self.backbone = backbone
         self.method = method
         self.data = data
-        self.rows_per_pass = rows_per_pass
+        self.tokens_per_pass = tokens_per_pass
         self._reader = reader
         self._dtype = dtype
         self._halted = halted
@@ -109,6 +90,7 @@ class Engine:
         self._layout = self._new_layout(*widest)
         self._prompt_columns_N = self._layout.prompt_columns(self._device)
         self._flat = [self._zeros(self._layout) for _ in range(3)]
+        self._num_tokens = np.zeros(2, dtype=np.int64)
 
     # -- slots ---------------------------------------------------------------------------------------------------
 
@@ -180,6 +162,12 @@ class Engine:
             self.method.name, seat.config, seat.sizes, seat.step, tensors, first, second, seat.loss_sum, seat.loss_count
         )
 
+    @property
+    def padded_share(self) -> float:
+        """Share of the tokens of all training passes so far that was padding, prompts counted as tokens."""
+        real, whole = self._num_tokens.tolist()
+        return 1 - real / whole if whole else 0.0
+
     # -- training ------------------------------------------------------------------------------------------------
 
     def step(self, slots: Sequence[int]) -> None:
@@ -238,63 +226,46 @@ class Engine:
 
     def _gradients(self, seats: Sequence[_Seat], index_K: Tensor) -> tuple[Tensor, Tensor]:
         """Losses `(K,)` and gradients `(K, N)` of a step; out of memory, they are computed anew in smaller passes."""
+        train = self.data.train
+        rows = [batch_rows(s.config.data_seed, s.step, s.config.batch_size, len(train)) for s in seats]
+        num_tokens = [
+            int(train.targets[s.config.labels].lengths[mine].sum()) for s, mine in zip(seats, rows, strict=True)
+        ]
+        tokens_K = torch.tensor(num_tokens, dtype=self._dtype, device=self._device)
+        prompt_lengths = [seat.sizes.prompt_length for seat in seats]
         while True:
-            loss_K = torch.zeros(len(seats), dtype=self._dtype, device=self._device)
+            nll_K = torch.zeros(len(seats), dtype=self._dtype, device=self._device)
             gradient_KN = torch.zeros(len(seats), self._layout.num_columns, dtype=self._dtype, device=self._device)
-            num_rows = 0
+            batch = None
             try:
-                for pieces in self._passes(seats):
+                for pieces in passes(rows, prompt_lengths, train.sources.lengths, self.tokens_per_pass):
                     if self._halted():
                         raise Halted
-                    num_rows = sum(len(piece.rows) for piece in pieces)
+                    batch = stack(pieces, train.sources, self.data.pad_id, self._device)
                     trial_J = torch.tensor([piece.trial for piece in pieces], device=self._device)
-                    loss_J, gradient_JN = self._backward(pieces, index_K[trial_J])
-                    loss_K.index_add_(0, trial_J, loss_J)
+                    here = [seats[piece.trial] for piece in pieces]
+                    nll_J, gradient_JN = self._backward(here, pieces, batch, index_K[trial_J])
+                    nll_K.index_add_(0, trial_J, nll_J)
                     gradient_KN.index_add_(0, trial_J, gradient_JN)
-                return loss_K, gradient_KN
+                return nll_K / tokens_K, gradient_KN / tokens_K[:, None]
             except Exception as error:
-                if num_rows < 2 or not ran_out(error):
+                if batch is None or len(batch.mask_PW) < 2 or not ran_out(error):
                     raise
-            self.rows_per_pass = num_rows // 2
+            self.tokens_per_pass = batch.mask_PW.numel() // 2
             release(self._device)
 
-    def _passes(self, seats: Sequence[_Seat]) -> Iterator[list[_Piece]]:
-        """Consecutive trials whose rows fit in one pass."""
-        pieces: list[_Piece] = []
-        rows = 0
-        for piece in self._pieces(seats):
-            if pieces and self.rows_per_pass is not None and rows + len(piece.rows) > self.rows_per_pass:
-                yield pieces
-                pieces, rows = [], 0
-            pieces.append(piece)
-            rows += len(piece.rows)
-        yield pieces
-
-    def _pieces(self, seats: Sequence[_Seat]) -> Iterator[_Piece]:
-        """Every trial's batch, in pieces that a pass holds; no two of a trial fit one pass together."""
-        train = self.data.train
-        for trial, seat in enumerate(seats):
-            config = seat.config
-            rows = batch_rows(config.data_seed, seat.step, config.batch_size, len(train))
-            num_tokens = int(train.targets[config.labels].lengths[rows].sum())
-            most = min(len(rows), self.rows_per_pass or len(rows))
-            for first in range(0, len(rows), most):
-                yield _Piece(trial, seat, rows[first : first + most], first, num_tokens)
-
-    def _backward(self, pieces: Sequence[_Piece], index_J: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses `(J,)` and gradients `(J, N)` of one pass."""
-        batch = self._batch(pieces)
+    def _backward(
+        self, seats: Sequence[_Seat], pieces: Sequence[Piece], batch: Stack, index_J: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Summed losses `(J,)` and their gradients `(J, N)` of one pass."""
         leaf_JN = self._flat[0].index_select(0, index_J).requires_grad_()
-        trained = self._trained(leaf_JN, [piece.seat for piece in pieces])
-        embeds_PSD, mask_PS = self._reader.embed(
-            trained, batch.ids_JBS, batch.mask_JBS, batch.row_P, self._keep(pieces, batch)
-        )
-        nll_PT = self.backbone.target_nll(embeds_PSD, mask_PS, batch.target_PT, batch.target_mask_PT)
-        tokens_J = torch.tensor([piece.num_tokens for piece in pieces], dtype=self._dtype, device=self._device)
-        nll_J = torch.zeros_like(tokens_J).index_add(0, batch.piece_P, nll_PT.sum(1).to(self._dtype))
-        loss_J = nll_J / tokens_J
-        (gradient_JN,) = torch.autograd.grad(loss_J.sum(), leaf_JN)
-        return loss_J.detach(), gradient_JN
+        embeds_PWD = self._reader.embed(self._trained(leaf_JN, seats), batch, self._keep(seats, batch))
+        target_PT, target_mask_PT = self._targets(seats, pieces)
+        nll_PT = self.backbone.target_nll(embeds_PWD, batch.mask_PW, target_PT, target_mask_PT)
+        nll_J = leaf_JN.new_zeros(len(pieces)).index_add(0, batch.piece_P, nll_PT.sum(1).to(self._dtype))
+        (gradient_JN,) = torch.autograd.grad(nll_J.sum(), leaf_JN)
+        self._num_tokens += np.array([batch.num_tokens, batch.mask_PW.numel()])
+        return nll_J.detach(), gradient_JN
 
     def _update(self, seats: Sequence[_Seat], index_K: Tensor, loss_K: Tensor, gradient_KN: Tensor) -> None:
         """Clip and update; a trial whose loss or gradient is not finite keeps its numbers and is marked."""
@@ -331,52 +302,26 @@ class Engine:
             clip_norm_K=column(c.clip_norm or float("inf") for c in configs),
         )
 
-    def _keep(self, pieces: Sequence[_Piece], batch: "_Batch") -> Tensor | None:
+    def _keep(self, seats: Sequence[_Seat], batch: Stack) -> Tensor | None:
         """Dropout factors of a pass, or None where no trial drops anything."""
-        seats = [piece.seat for piece in pieces]
         if not self.method.has_dropout or all(seat.config.dropout == 0 for seat in seats):
             return None
         return keep_factors(
             torch.tensor([seat.config.seed for seat in seats], device=self._device),
             torch.tensor([seat.step for seat in seats], device=self._device),
-            torch.tensor([piece.first for piece in pieces], device=self._device),
+            batch.place_JB,
             torch.tensor([seat.config.dropout for seat in seats], dtype=self._dtype, device=self._device),
-            batch.ids_JBS.shape[1],
             batch.ids_JBS.shape[2],
             max(seat.sizes.width for seat in seats),
         )
 
-    def _batch(self, pieces: Sequence[_Piece]) -> "_Batch":
-        sizes = [len(piece.rows) for piece in pieces]
-        flat_rows = np.concatenate([piece.rows for piece in pieces])
-        piece_P = np.repeat(np.arange(len(pieces)), sizes)
-        ids_PS, mask_PS = pad(self.data.train.sources, flat_rows, self.data.pad_id)
-        # A ragged stack is padded to (J, B) for the adapters and read back row by row for the backbone.
-        widest = max(sizes)
-        row_P = np.concatenate([j * widest + np.arange(size) for j, size in enumerate(sizes)])
-        ids_JBS = np.full((len(pieces) * widest, ids_PS.shape[1]), self.data.pad_id, dtype=np.int64)
-        mask_JBS = np.zeros(ids_JBS.shape, dtype=bool)
-        ids_JBS[row_P], mask_JBS[row_P] = ids_PS, mask_PS
-        target_PT, target_mask_PT = self._targets(pieces)
-        shape = (len(pieces), widest, ids_PS.shape[1])
-        return _Batch(
-            self._tensor(ids_JBS).view(shape),
-            self._tensor(mask_JBS).view(shape),
-            self._tensor(row_P) if len(set(sizes)) > 1 else None,
-            self._tensor(piece_P),
-            self._tensor(target_PT),
-            self._tensor(target_mask_PT),
-        )
-
-    def _targets(self, pieces: Sequence[_Piece]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Target tokens of a pass; trials may differ in the texts of their labels."""
+    def _targets(self, seats: Sequence[_Seat], pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+        """Target tokens of a pass and their mask; trials may differ in the texts of their labels."""
         targets = self.data.train.targets
-        padded = [pad(targets[piece.seat.config.labels], piece.rows, self.data.pad_id) for piece in pieces]
-        longest = max(ids.shape[1] for ids, _ in padded)
-        widths = [((0, 0), (0, longest - ids.shape[1])) for ids, _ in padded]
-        ids = [np.pad(ids, w, constant_values=self.data.pad_id) for (ids, _), w in zip(padded, widths, strict=True)]
-        masks = [np.pad(mask, w) for (_, mask), w in zip(padded, widths, strict=True)]
-        return np.concatenate(ids).astype(np.int64), np.concatenate(masks)
+        parts = [targets[seat.config.labels].take(piece.rows) for seat, piece in zip(seats, pieces, strict=True)]
+        whole = Ragged.from_lists(row.tolist() for part in parts for row in part)
+        ids_PT, mask_PT = pad(whole, np.arange(len(whole)), self.data.pad_id)
+        return torch.from_numpy(ids_PT).to(self._device), torch.from_numpy(mask_PT).to(self._device)
 
     # -- flat matrices -------------------------------------------------------------------------------------------
 
@@ -434,22 +379,7 @@ class Engine:
         seat.loss_sum += float(self._loss_K[slot])
         self._loss_K[slot] = 0.0
 
-    def _tensor(self, array: NDArray[np.int64] | NDArray[np.bool_]) -> Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
-
     def _seat(self, slot: int) -> _Seat:
         seat = self._seats[slot]
         assert seat is not None, f"slot {slot} is empty"
         return seat
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """The rows of one pass. `row_P` picks the real rows out of `(J, B)`; None where every piece has B of them."""
-
-    ids_JBS: Tensor
-    mask_JBS: Tensor
-    row_P: Tensor | None
-    piece_P: Tensor
-    target_PT: Tensor
-    target_mask_PT: Tensor

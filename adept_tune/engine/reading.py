@@ -2,7 +2,8 @@
 
 Training, validation, the test and prediction all go through `Reader`, so what was trained on is what is decoded with.
 
-Shape legend: K trials, B rows of each, S source tokens, P rows of a pass (all trials), D embedding width, L labels.
+Shape legend: K trials, N rows of a split, T target tokens, D embedding width, L labels; those of a pass stand in
+`packing`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from adept_tune.backbones.base import Backbone
 from adept_tune.engine.memory import ran_out, release
+from adept_tune.engine.packing import Piece, Stack, passes, stack
 from adept_tune.methods.base import Method, Sizes, Stacking
 from adept_tune.tasks.metrics import METRICS, Score, parse_label, score, score_texts
 from adept_tune.tasks.tokens import Ragged, TokenSplit, pad
@@ -58,6 +60,18 @@ class Trained:
         )
         return cls({name: tensor[None].to(device) for name, tensor in tensors.items()}, stacking, (labels,))
 
+    def of(self, pieces: Sequence[Piece]) -> "Trained":
+        """What the trials of a pass have trained, their prompts cut to the longest of them."""
+        if len(self.labels) == 1:
+            return self
+        trials = [piece.trial for piece in pieces]
+        index_J = torch.tensor(trials, device=self.stacking.width_K.device)
+        tensors = {name: tensor.index_select(0, index_J) for name, tensor in self.tensors.items()}
+        unused = tensors["prompt"].shape[1] - max(piece.prompt_length for piece in pieces)
+        tensors["prompt"] = tensors["prompt"][:, unused:]
+        stacking = Stacking(self.stacking.prompt_length_K[index_J], self.stacking.width_K[index_J])
+        return Trained(tensors, stacking, tuple(self.labels[trial] for trial in trials))
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -91,8 +105,7 @@ class Reader:
         label_texts: The texts, by style; empty where answers are open.
         pad_id: Token that fills short rows.
         max_target_length: Most tokens of an open answer.
-        tokens_per_pass: Most source tokens of all trials together in one evaluation pass. Halved whenever the device
-            runs out of memory.
+        tokens_per_pass: Most tokens of one evaluation pass. Halved whenever the device runs out of memory.
     """
 
     def __init__(
@@ -133,34 +146,24 @@ class Reader:
         """Token ids of a text, end token included."""
         return self._codec.encode(text)
 
-    def embed(
-        self,
-        trained: Trained,
-        ids_KBS: Tensor,
-        mask_KBS: Tensor,
-        row_P: Tensor | None = None,
-        keep_KBSR: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """What the backbone reads.
+    def embed(self, trained: Trained, batch: Stack, keep_JBSR: Tensor | None = None) -> Tensor:
+        """What the backbone reads in one pass.
 
         Args:
-            trained: The stack.
-            ids_KBS: Source tokens, padded on the right.
-            mask_KBS: Bool, true on real tokens.
-            row_P: Rows of the flattened `(K, B)` that are real; None takes all.
-            keep_KBSR: Dropout factors in training.
+            trained: What the trials of the pass have trained.
+            batch: Their tokens.
+            keep_JBSR: Dropout factors in training.
 
         Returns:
-            Embeddings `(rows of the pass, prompt + source, d_model)` and their bool mask.
+            Embeddings `(P, W, d_model)`; `batch.mask_PW` says which are there.
         """
         dtype = next(iter(trained.tensors.values())).dtype
-        stacking = Stacking(trained.stacking.prompt_length_K, trained.stacking.width_K, keep_KBSR)
-        tokens_KBSD = self._backbone.embed(ids_KBS).to(dtype)
-        embeds, mask = self._method.forward(trained.tensors, tokens_KBSD, mask_KBS, stacking)
-        embeds_PSD, mask_PS = embeds.flatten(0, 1), mask.flatten(0, 1)
-        if row_P is not None:
-            embeds_PSD, mask_PS = embeds_PSD.index_select(0, row_P), mask_PS.index_select(0, row_P)
-        return embeds_PSD, mask_PS
+        stacking = Stacking(trained.stacking.prompt_length_K, trained.stacking.width_K, keep_JBSR)
+        tokens_JBSD = self._backbone.embed(batch.ids_JBS).to(dtype)
+        embeds, _ = self._method.forward(trained.tensors, tokens_JBSD, batch.mask_JBS, stacking)
+        if batch.column_PW is None:
+            return embeds.flatten(0, 1)
+        return embeds.flatten(0, 2).index_select(0, batch.column_PW.flatten()).view(*batch.mask_PW.shape, -1)
 
     @torch.no_grad()
     def evaluate(self, trained: Trained, split: TokenSplit, halted: Callable[[], bool] = never) -> list[Evaluation]:
@@ -182,11 +185,11 @@ class Reader:
             if halted():
                 raise Halted
 
-        def answer(rows: NDArray[np.int64]) -> None:
+        def answer(pieces: Sequence[Piece]) -> None:
             proceed()
-            texts[:, rows], loss[:, rows] = self._answers(trained, split, rows)
+            texts[_places(pieces)], loss[_places(pieces)] = self._answers(trained.of(pieces), split, pieces)
 
-        self._in_chunks(trained, split.sources, answer)
+        self._in_passes(trained, split.sources, answer)
         evaluations = []
         for style, mine, losses in zip(trained.labels, texts.tolist(), loss, strict=True):
             scores = {name: self._score(name, style, mine, split, proceed) for name in (self._metric, *self._also)}
@@ -210,20 +213,23 @@ class Reader:
         """Greedy texts of every trial of a stack, `[trial][row]`."""
         texts = np.empty((len(trained.labels), len(sources)), dtype=object)
 
-        def answer(rows: NDArray[np.int64]) -> None:
-            texts[:, rows] = self._greedy(trained, self._read(trained, sources, rows), len(rows))
+        def answer(pieces: Sequence[Piece]) -> None:
+            here = trained.of(pieces)
+            texts[_places(pieces)] = self._greedy(here, self._read(here, sources, pieces), pieces)
 
-        self._in_chunks(trained, sources, answer)
+        self._in_passes(trained, sources, answer)
         return [list(row) for row in texts]
 
-    def _in_chunks(self, trained: Trained, sources: Ragged, answer: Callable[[NDArray[np.int64]], None]) -> None:
+    def _in_passes(self, trained: Trained, sources: Ragged, answer: Callable[[Sequence[Piece]], None]) -> None:
         """Answer all rows, a pass at a time; out of memory, all over again in smaller passes."""
+        rows = [np.arange(len(sources))] * len(trained.labels)
+        prompt_lengths = trained.stacking.prompt_length_K.tolist()
         while True:
             num_rows = 0
             try:
-                for rows in self._chunks(sources, len(trained.labels), trained):
-                    num_rows = len(rows)
-                    answer(rows)
+                for pieces in passes(rows, prompt_lengths, sources.lengths, self._tokens_per_pass):
+                    num_rows = sum(len(piece.rows) for piece in pieces)
+                    answer(pieces)
                 return
             except Exception as error:
                 if num_rows < 2 or not ran_out(error):
@@ -231,66 +237,59 @@ class Reader:
             self._tokens_per_pass //= 2
             release(self._backbone.device)
 
-    def _chunks(self, sources: Ragged, num_trials: int, trained: Trained) -> list[NDArray[np.int64]]:
-        """Rows of similar length together, as many as a pass holds."""
-        order = np.argsort(sources.lengths, kind="stable")
-        lengths = sources.lengths[order] + trained.tensors["prompt"].shape[1]
-        chunks, start = [], 0
-        for i in range(len(order)):
-            if i > start and (i - start + 1) * lengths[i] * num_trials > self._tokens_per_pass:
-                chunks.append(order[start:i])
-                start = i
-        chunks.append(order[start:])
-        return chunks
+    def _read(self, trained: Trained, sources: Ragged, pieces: Sequence[Piece]) -> object:
+        batch = stack(pieces, sources, self._pad_id, self._backbone.device)
+        return self._backbone.read(self.embed(trained, batch), batch.mask_PW)
 
-    def _read(self, trained: Trained, sources: Ragged, rows: NDArray[np.int64]) -> object:
-        ids_BS, mask_BS = pad(sources, rows, self._pad_id)
-        device, num_trials = self._backbone.device, len(trained.labels)
-        ids_KBS = torch.from_numpy(ids_BS.astype(np.int64)).to(device).expand(num_trials, -1, -1)
-        mask_KBS = torch.from_numpy(mask_BS).to(device).expand(num_trials, -1, -1)
-        return self._backbone.read(*self.embed(trained, ids_KBS, mask_KBS))
-
-    def _greedy(self, trained: Trained, source: object, num_rows: int) -> NDArray[np.object_]:
-        limits = [
-            max(len(ids) for ids in self._label_ids[style]) if self._label_ids else self._max_target_length
+    def _greedy(self, trained: Trained, source: object, pieces: Sequence[Piece]) -> NDArray[np.object_]:
+        """Texts `(P,)`."""
+        longest = {
+            style: max(len(ids) for ids in self._label_ids[style]) if self._label_ids else self._max_target_length
             for style in trained.labels
-        ]
-        decoded = self._backbone.greedy(source, max(limits)).tolist()
+        }
+        decoded = self._backbone.greedy(source, max(longest.values())).tolist()
         texts = np.empty(len(decoded), dtype=object)
         seen: dict[tuple[int, ...], str] = {}
-        for i, ids in enumerate(decoded):
+        for i, (style, ids) in enumerate(zip(_styles(trained, pieces), decoded, strict=True)):
             # A trial's limit is that of its own labels, whatever its neighbours' are.
-            key = tuple(ids[: limits[i // num_rows]])
+            key = tuple(ids[: longest[style]])
             if key not in seen:
                 seen[key] = self._codec.decode(key)
             texts[i] = seen[key]
-        return texts.reshape(len(trained.labels), num_rows)
+        return texts
 
     def _answers(
-        self, trained: Trained, split: TokenSplit, rows: NDArray[np.int64]
+        self, trained: Trained, split: TokenSplit, pieces: Sequence[Piece]
     ) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
-        """Texts and label losses `(K, rows)` of one chunk."""
-        source = self._read(trained, split.sources, rows)
-        texts = self._greedy(trained, source, len(rows))
+        """Texts and label losses `(P,)` of one pass."""
+        source = self._read(trained, split.sources, pieces)
+        texts = self._greedy(trained, source, pieces)
+        row_P = np.concatenate([piece.rows for piece in pieces])
         if split.references is not None:
-            return texts, self._text_loss(source, split, rows, len(texts))
-        gold_B = torch.from_numpy(split.labels[rows].astype(np.int64)).to(self._backbone.device)
-        loss = np.empty(texts.shape)
+            return texts, self._text_loss(source, split, row_P)
+        gold_P = torch.from_numpy(split.labels[row_P].astype(np.int64)).to(self._backbone.device)
+        loss_P = np.empty(len(row_P))
+        style_P = np.array(_styles(trained, pieces))
         for style in dict.fromkeys(trained.labels):
-            mine = [k for k, other in enumerate(trained.labels) if other == style]
             nll_PL = self._backbone.label_nll(source, self._label_ids[style])
-            log_p_KBL = (-nll_PL).double().log_softmax(-1).view(*texts.shape, -1)[mine]
-            chosen_KB = log_p_KBL.gather(-1, gold_B.expand(len(mine), -1)[..., None])[..., 0]
-            loss[mine] = -chosen_KB.cpu().numpy()
-        return texts, loss
+            log_p_P = nll_PL.neg().double().log_softmax(-1).gather(-1, gold_P[:, None])[:, 0]
+            mine = style_P == style
+            loss_P[mine] = -log_p_P.cpu().numpy()[mine]
+        return texts, loss_P
 
-    def _text_loss(
-        self, source: object, split: TokenSplit, rows: NDArray[np.int64], num_trials: int
-    ) -> NDArray[np.float64]:
-        """Losses `(K, rows)` of the first right answers."""
-        ids_BT, mask_BT = pad(next(iter(split.targets.values())), rows, self._pad_id)
-        target_PT, mask_PT = (
-            torch.from_numpy(part).to(self._backbone.device).repeat(num_trials, 1) for part in (ids_BT, mask_BT)
-        )
-        nll_P = self._backbone.text_nll(source, target_PT, mask_PT)
-        return nll_P.double().view(num_trials, -1).cpu().numpy()
+    def _text_loss(self, source: object, split: TokenSplit, row_P: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Losses `(P,)` of the first right answers."""
+        padded = pad(next(iter(split.targets.values())), row_P, self._pad_id)
+        target_PT, mask_PT = (torch.from_numpy(part).to(self._backbone.device) for part in padded)
+        return self._backbone.text_nll(source, target_PT, mask_PT).double().cpu().numpy()
+
+
+def _places(pieces: Sequence[Piece]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the rows of a pass belong in `(K, N)`."""
+    trial_P = np.repeat([piece.trial for piece in pieces], [len(piece.rows) for piece in pieces])
+    return trial_P, np.concatenate([piece.rows for piece in pieces])
+
+
+def _styles(trained: Trained, pieces: Sequence[Piece]) -> list[str]:
+    """Which texts stand for the labels of each row of a pass."""
+    return [style for style, piece in zip(trained.labels, pieces, strict=True) for _ in piece.rows]

@@ -23,9 +23,8 @@ def _mix(word: Tensor) -> Tensor:
 def keep_factors(
     seed_K: Tensor,
     step_K: Tensor,
-    first_K: Tensor,
+    place_KB: Tensor,
     probability_K: Tensor,
-    num_rows: int,
     num_tokens: int,
     width: int,
 ) -> Tensor:
@@ -34,9 +33,8 @@ def keep_factors(
     Args:
         seed_K: Int64, the trials' seeds, below 2**32.
         step_K: Int64, the steps the trials are at.
-        first_K: Int64, number of the first row in the trial's batch; not 0 where a batch is read in pieces.
+        place_KB: Int64, where each row stands in its trial's batch.
         probability_K: Float, chance that a unit is dropped, in [0, 1).
-        num_rows: Rows of the widest batch.
         num_tokens: Tokens of the longest row, without prompts.
         width: Units of the widest bottleneck.
 
@@ -45,8 +43,7 @@ def keep_factors(
     """
     device = seed_K.device
     key_K = _mix(_mix(seed_K & _WORD) ^ step_K)
-    row_KB = first_K[:, None] + torch.arange(num_rows, device=device)
-    key_KB = _mix(key_K[:, None] ^ _mix(row_KB + 0x9E3779B9))
+    key_KB = _mix(key_K[:, None] ^ _mix(place_KB + 0x9E3779B9))
     key_KBS = _mix(key_KB[..., None] ^ _mix(torch.arange(num_tokens, device=device) + 0x3C6EF372))
     word_KBSR = _mix(key_KBS[..., None] ^ _mix(torch.arange(width, device=device) + 0x1B873593))
     threshold_K = (probability_K.double() * 2**32).to(torch.int64)

@@ -37,7 +37,7 @@ class HostPlan:
         device: ``cuda`` or ``cpu``.
         precision: Of the backbone and its activations.
         num_slots: Trials at once.
-        rows_per_pass: Most rows fused in one forward and backward; None fuses all.
+        tokens_per_pass: Most rows fused in one forward and backward; None fuses all.
         num_threads: Threads of torch on a CPU.
         widest: Longest prompt and widest bottleneck that the trials can have.
         start: Tensors of an adapter that trials start from, as safetensors; None starts them from nothing.
@@ -48,7 +48,7 @@ class HostPlan:
     device: str
     precision: Literal["fp32", "bf16"]
     num_slots: int
-    rows_per_pass: int | None
+    tokens_per_pass: int | None
     num_threads: int
     widest: tuple[int, int] = (0, 0)
     start: bytes | None = None
@@ -251,7 +251,7 @@ class Host:
             plan.num_slots,
             device=plan.device,
             precision=plan.precision,
-            rows_per_pass=plan.rows_per_pass,
+            tokens_per_pass=plan.tokens_per_pass,
             widest=plan.widest,
             halted=self._halt.is_set,
             start=None if plan.start is None else load(plan.start),

@@ -13,7 +13,7 @@ from adept_tune.tuning.space import COMMON, Value
 # `--set` keys that are not settings of a trial, with their kind.
 OPTIONS: dict[str, type] = {
     "reduction_factor": float,
-    "rows_per_pass": int,
+    "tokens_per_pass": int,
     "max_failures": int,
     "num_threads": int,
 }

@@ -79,7 +79,7 @@ class Request:
     seeds: int = 3
     seed: int = 0
     slots: int | None = None
-    rows_per_pass: int | None = None
+    tokens_per_pass: int | None = None
     max_failures: int = 3
     num_threads: int | None = None
     time_budget_s: float | None = None
@@ -227,7 +227,7 @@ def _hosts(
         device=spec.device,
         precision=spec.precision,
         num_slots=spec.slots,
-        rows_per_pass=spec.rows_per_pass,
+        tokens_per_pass=spec.tokens_per_pass,
         num_threads=spec.num_threads or cpus,
         widest=_widest(materials.space),
         start=start,
@@ -367,7 +367,7 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
             slots=request.slots or SLOTS[device],
             device=device,  # type: ignore[arg-type]  # pydantic checks it
             precision=request.precision or best_precision(device),
-            rows_per_pass=ROWS_PER_PASS[device] if request.rows_per_pass is None else request.rows_per_pass,
+            tokens_per_pass=ROWS_PER_PASS[device] if request.tokens_per_pass is None else request.tokens_per_pass,
             max_failures=request.max_failures,
             num_threads=request.num_threads,
             time_budget_s=request.time_budget_s,

@@ -48,7 +48,7 @@ class SearchSpec(BaseModel):
         slots: Trials at once on a device.
         device: ``cuda`` or ``cpu``.
         precision: Of the backbone.
-        rows_per_pass: Most rows fused in one pass; None fuses all.
+        tokens_per_pass: Most rows fused in one pass; None fuses all.
         num_threads: Of torch on a CPU, as the probe found best; None for all. A run repeats bitwise only with the same.
         max_failures: Restarts of a job whose process is lost.
         time_budget_s: Wall time for everything; None for no limit.
@@ -85,7 +85,7 @@ class SearchSpec(BaseModel):
     slots: int = Field(ge=1)
     device: Literal["cpu", "cuda"]
     precision: Literal["fp32", "bf16"] = "fp32"
-    rows_per_pass: int | None = Field(default=None, ge=1)
+    tokens_per_pass: int | None = Field(default=None, ge=1)
     num_threads: int | None = Field(default=None, ge=1)
     max_failures: int = Field(default=3, ge=0)
     time_budget_s: float | None = Field(default=None, gt=0)

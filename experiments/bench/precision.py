@@ -36,7 +36,7 @@ def scores(materials: Materials, precision: Precision, options: argparse.Namespa
         options.seeds,
         device=options.device,
         precision=precision,
-        rows_per_pass=ROWS_PER_PASS[options.device],
+        tokens_per_pass=ROWS_PER_PASS[options.device],
     )
     configs = [
         space.config(

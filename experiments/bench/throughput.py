@@ -83,8 +83,8 @@ def fused_sides(cell: Cell, options: argparse.Namespace, memory: dict[str, float
     engine = make_engine(cell.info, cell.data, most, options.device, cell.precision)
     slots = [engine.join(trial(cell.info, cell.batch_size, number)) for number in range(most)]
 
-    def rate(name: str, count: int, rows_per_pass: int | None) -> float:
-        engine.rows_per_pass = rows_per_pass
+    def rate(name: str, count: int, tokens_per_pass: int | None) -> float:
+        engine.tokens_per_pass = tokens_per_pass
         reset_peak_memory(options.device)
         engine.step(slots[:count])
         steps = max(1, options.trial_steps // count)

@@ -116,7 +116,7 @@ def make_engine(
     num_slots: int,
     device: str,
     precision: Precision,
-    rows_per_pass: int | None = None,
+    tokens_per_pass: int | None = None,
 ) -> Engine:
     """An engine with room for the benchmarks' trials."""
     config = trial(info, 1)
@@ -127,7 +127,7 @@ def make_engine(
         num_slots,
         device=device,
         precision=precision,
-        rows_per_pass=rows_per_pass,
+        tokens_per_pass=tokens_per_pass,
         widest=(config.prompt_length, config.width),
     )
 

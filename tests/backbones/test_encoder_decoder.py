@@ -12,7 +12,7 @@ from adept_tune.backbones.encoder_decoder import EncoderDecoder
 from adept_tune.engine.reading import Reader, Trained
 from adept_tune.methods import METHODS
 from adept_tune.methods.base import Stacking
-from tests.support.data import LABEL_TEXTS, label_sets
+from tests.support.data import LABEL_TEXTS, label_sets, one_pass
 from tests.support.tiny import lively_t5, tiny_t5, tiny_tokenizer
 
 EOS, PAD = 1, 0
@@ -257,8 +257,10 @@ def test_prompt_tuning_equals_peft(tied: bool, dtype: torch.dtype, tolerance: fl
     leaf_KMD = prompt_MD[None].clone().requires_grad_()
     trained = Trained({"prompt": leaf_KMD}, Stacking(torch.tensor([5]), torch.tensor([0])), ("digits",))
     target_mask = labels != -100
-    embeds, mask = reader.embed(trained, ids[None], (ids != 0)[None])
-    nll = backbone.target_nll(embeds, mask, labels.masked_fill(~target_mask, PAD), target_mask)
+    batch = one_pass([[row[row != PAD].tolist() for row in ids]], [5])
+    nll = backbone.target_nll(
+        reader.embed(trained, batch), batch.mask_PW, labels.masked_fill(~target_mask, PAD), target_mask
+    )
     ours = nll.sum() / target_mask.sum()
     ours.backward()
 

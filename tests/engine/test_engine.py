@@ -40,14 +40,14 @@ def run_alone(method: str, dtype: torch.dtype, trial: TrialConfig, num_steps: in
 
 @pytest.mark.parametrize("method", ["adept", "dept", "prompt-tuning"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("rows_per_pass", [None, 12])
-def test_fused_equals_alone_whoever_joins_or_leaves(method, dtype, rows_per_pass):
+@pytest.mark.parametrize("tokens_per_pass", [None, 120, 1])
+def test_fused_equals_alone_whoever_joins_or_leaves(method, dtype, tokens_per_pass):
     if method == "prompt-tuning":
         plan = [(a, b, s | {"prompt_length": max(s["prompt_length"], 1)}) for a, b, s in MIXED]
     else:
         plan = MIXED
     trials = [config(i, dropout=0.0, **settings) for i, (_, _, settings) in enumerate(plan)]
-    engine = made_engine(method, num_slots=4, dtype=dtype, rows_per_pass=rows_per_pass)
+    engine = made_engine(method, num_slots=4, dtype=dtype, tokens_per_pass=tokens_per_pass)
     slots: dict[int, int] = {}
     losses: dict[int, list[float]] = {i: [] for i in range(len(trials))}
     states: dict[int, TrialState] = {}
@@ -137,7 +137,7 @@ def test_a_trial_that_diverges_keeps_its_numbers_and_disturbs_no_neighbour():
     for e, all_slots in ((engine, [*slots, sick]), (reference, [*reference_slots, 3])):
         for _ in range(5):
             e.step(all_slots)
-    engine._flat[0][sick, 0] = float("nan")
+    engine._layout.views(engine._flat[0])["prompt"][sick, -1, 0] = float("nan")
     poisoned = engine.state(sick)
     reference.leave(3)
     for _ in range(5):

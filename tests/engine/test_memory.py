@@ -64,7 +64,7 @@ def test_a_step_that_does_not_fit_is_done_in_smaller_passes(most, error):
     failed = [rows for rows in backbone.seen if rows > most]
     assert failed
     assert backbone.seen[-1] <= most
-    assert len(failed) <= 5  # what it has learnt it keeps
+    assert len(failed) <= 7  # what it has learnt it keeps
 
 
 def test_one_row_that_does_not_fit_is_an_error_and_changes_nothing():
@@ -84,7 +84,7 @@ def test_another_error_is_not_taken_for_it():
     with pytest.raises(RuntimeError, match="shapes"):
         engine.step(slots)
     assert len(backbone.seen) == 1
-    assert engine.rows_per_pass is None
+    assert engine.tokens_per_pass is None
     assert not ran_out(ValueError("not enough memory"))
 
 
@@ -102,14 +102,14 @@ def test_an_evaluation_that_does_not_fit_is_done_in_smaller_parts(most):
 
 
 def test_rows_of_a_batch_in_pieces_equal_the_batch():
-    whole, pieces = made_engine(dtype=torch.float64), made_engine(dtype=torch.float64, rows_per_pass=3)
+    whole, pieces = made_engine(dtype=torch.float64), made_engine(dtype=torch.float64, tokens_per_pass=30)
     for one, other in zip(*(advance(e, [e.join(trial) for trial in TRIALS]) for e in (whole, pieces)), strict=True):
         for name, tensor in one.tensors.items():
             torch.testing.assert_close(tensor, other.tensors[name], rtol=0, atol=1e-8)
 
 
 def test_a_halted_step_or_evaluation_changes_nothing():
-    engine = made_engine(rows_per_pass=4)
+    engine = made_engine(tokens_per_pass=50)
     slots = [engine.join(trial) for trial in TRIALS]
     advance(engine, slots, 2)
     before = [engine.state(slot).to_bytes() for slot in slots]

@@ -19,9 +19,11 @@ from adept_tune.methods.dropout import keep_factors
 SEEDS, STEPS, CHANCES = [3, 3, 2**32 - 1, 0], [0, 7, 29_999, 1], [0.1, 0.5, 0.25, 0.0]
 
 
-def keep(seeds: list[int], steps: list[int], chances: list[float], *shape: int, dtype=torch.float64) -> Tensor:
-    first = torch.zeros(len(seeds), dtype=torch.int64)
-    return keep_factors(torch.tensor(seeds), torch.tensor(steps), first, torch.tensor(chances, dtype=dtype), *shape)
+def keep(
+    seeds: list[int], steps: list[int], chances: list[float], rows: int, *shape: int, dtype=torch.float64
+) -> Tensor:
+    places = torch.arange(rows).expand(len(seeds), -1)
+    return keep_factors(torch.tensor(seeds), torch.tensor(steps), places, torch.tensor(chances, dtype=dtype), *shape)
 
 
 def dropped(seed: int, step: int, chance: float, *shape: int) -> Tensor:
@@ -36,12 +38,12 @@ def mixed_slowly(word: int) -> int:
     return word ^ (word >> 16)
 
 
-@given(first=st.integers(0, 5), rows=st.integers(1, 6))
+@given(places=st.lists(st.integers(0, 11), min_size=1, max_size=6))
 @settings(max_examples=20, deadline=None)
-def test_mask_of_a_piece_of_a_batch_is_that_of_the_whole(first: int, rows: int) -> None:
+def test_mask_of_a_piece_of_a_batch_is_that_of_the_whole(places: list[int]) -> None:
     whole = keep([5], [2], [0.4], 12, 4, 6)
-    one = torch.tensor([5]), torch.tensor([2]), torch.tensor([first]), torch.tensor([0.4], dtype=torch.float64)
-    assert torch.equal(keep_factors(*one, rows, 4, 6), whole[:, first : first + rows])
+    one = torch.tensor([5]), torch.tensor([2]), torch.tensor([places]), torch.tensor([0.4], dtype=torch.float64)
+    assert torch.equal(keep_factors(*one, 4, 6), whole[:, places])
 
 
 @given(trial=st.integers(0, 3), rows=st.integers(1, 6), tokens=st.integers(1, 9), width=st.integers(1, 7))

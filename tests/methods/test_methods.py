@@ -1,5 +1,6 @@
 """Methods: a contract that each must keep, and each formula against a slow rewrite from the paper."""
 
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
@@ -7,17 +8,19 @@ import pytest
 import torch
 from scipy.stats import kstest
 from torch import Tensor
+from torch.nn.functional import pad
 
 from adept_tune.backbones.codec import TokenizerCodec
 from adept_tune.backbones.encoder_decoder import EncoderDecoder
 from adept_tune.engine.config import TrialConfig
+from adept_tune.engine.packing import Stack
 from adept_tune.engine.reading import Reader, Trained
 from adept_tune.errors import MethodError
 from adept_tune.methods import METHODS, get_method
 from adept_tune.methods.base import Method, Sizes, Stacking, uniform
 from adept_tune.methods.layout import Layout
 from adept_tune.methods.start import initial_prompt
-from tests.support.data import LABEL_TEXTS, label_sets
+from tests.support.data import LABEL_TEXTS, label_sets, one_pass
 from tests.support.tiny import tiny_t5, tiny_tokenizer
 
 BUDGET = 76_800
@@ -188,9 +191,11 @@ class TestContract:
         own = method.initial(sizes, prompt_MD, True, generator(1))
         tensors = {name: tensor[None].double().requires_grad_() for name, tensor in own.items()}
         trained = Trained(tensors, alone(own, sizes)[1], ("digits",))
-        embeds, mask = reader.embed(trained, torch.tensor([[[5, 9, 12, 1]]]), torch.ones(1, 1, 4, dtype=torch.bool))
+        batch = one_pass([[[5, 9, 12, 1]]], [3])
         target = torch.tensor([[6, 1]])
-        backbone.target_nll(embeds, mask, target, torch.ones_like(target, dtype=torch.bool)).sum().backward()
+        backbone.target_nll(
+            reader.embed(trained, batch), batch.mask_PW, target, torch.ones_like(target, dtype=torch.bool)
+        ).sum().backward()
         still = {name for name, tensor in tensors.items() if not tensor.grad.any()}
         assert still == NO_GRADIENT_AT_STEP_0[method.name]
 
@@ -198,26 +203,26 @@ class TestContract:
         backbone, reader = reader_over(method)
         sizes = [sizes_of(m, r, backbone.d_model, 8) for m, r in ((2, 3), (5, 1))]
         trials = [trained_somewhere(method, s, k) for k, s in enumerate(sizes)]
-        ids_KBS = torch.tensor([[[5, 9, 12, 20, 1], [7, 1, 0, 0, 0]], [[8, 10, 1, 0, 0], [6, 30, 31, 1, 0]]])
-        mask_KBS = ids_KBS != 0
+        batch = one_pass([[[5, 9, 12, 20, 1], [7, 1]], [[8, 10, 1], [6, 30, 31, 1]]], [2, 5])
 
-        def loss_and_gradients(ids_KBS: Tensor, mask_KBS: Tensor) -> tuple[Tensor, ...]:
+        def loss_and_gradients(batch: Stack) -> tuple[Tensor, ...]:
             leaves = [{name: tensor.clone().requires_grad_() for name, tensor in own.items()} for own in trials]
             tensors, stacking = stacked(method, leaves, sizes)
-            embeds, mask = reader.embed(Trained(tensors, stacking, ("digits",) * 2), ids_KBS, mask_KBS)
+            embeds = reader.embed(Trained(tensors, stacking, ("digits",) * 2), batch)
             target = torch.tensor([[6, 1]] * 4)
-            nll = backbone.target_nll(embeds, mask, target, torch.ones_like(target, dtype=torch.bool))
+            nll = backbone.target_nll(embeds, batch.mask_PW, target, torch.ones_like(target, dtype=torch.bool))
             flat = [tensor for own in leaves for tensor in own.values()]
             return nll.detach(), *torch.autograd.grad(nll.sum(), flat)
 
-        expected = loss_and_gradients(ids_KBS, mask_KBS)
-        scribbled = torch.where(mask_KBS, ids_KBS, torch.randint(2, 38, ids_KBS.shape, generator=generator(3)))
-        longer = torch.cat([scribbled, torch.full((2, 2, 3), 4)], dim=2)
-        longer_mask = torch.cat([mask_KBS, torch.zeros(2, 2, 3, dtype=torch.bool)], dim=2)
-        for ids, mask in ((scribbled, mask_KBS), (longer, longer_mask)):
-            for found, wanted in zip(loss_and_gradients(ids, mask), expected, strict=True):
+        expected = loss_and_gradients(batch)
+        noise = torch.randint(2, 38, batch.ids_JBS.shape, generator=generator(3))
+        scribbled = replace(batch, ids_JBS=torch.where(batch.mask_JBS, batch.ids_JBS, noise))
+        assert batch.column_PW is not None
+        longer = replace(scribbled, column_PW=pad(batch.column_PW, (0, 3)), mask_PW=pad(batch.mask_PW, (0, 3)))
+        for other in (scribbled, longer):
+            for found, wanted in zip(loss_and_gradients(other), expected, strict=True):
                 torch.testing.assert_close(found, wanted, rtol=0, atol=1e-11)
-        unmasked = loss_and_gradients(scribbled, torch.ones_like(mask_KBS))
+        unmasked = loss_and_gradients(replace(scribbled, mask_PW=torch.ones_like(batch.mask_PW)))
         assert not torch.allclose(unmasked[0], expected[0], atol=1e-3)
 
 
@@ -305,12 +310,12 @@ def test_adept_folds_into_a_table_that_transformers_reads_alike() -> None:
     folded_VD = torch.stack([e + torch.clamp(e @ w1 + b1, min=0) @ w2 + b2 for e in backbone.table_VD])
     ids_BS, target_BT = torch.tensor([[5, 9, 12, 1], [7, 30, 8, 1]]), torch.tensor([[6, 1], [5, 1]])
 
-    mask_KBS = torch.ones(1, 2, 4, dtype=torch.bool)
-    embeds, mask = reader.embed(Trained(*alone(own, sizes), ("digits",)), ids_BS[None], mask_KBS)
+    batch = one_pass([ids_BS.tolist()], [3])
+    embeds = reader.embed(Trained(*alone(own, sizes), ("digits",)), batch)
     plain_prompt_tuning = torch.cat([own["prompt"].expand(2, -1, -1), folded_VD[ids_BS]], dim=1)
     torch.testing.assert_close(embeds, plain_prompt_tuning, rtol=0, atol=1e-12)
 
-    nll = backbone.target_nll(embeds, mask, target_BT, torch.ones_like(target_BT, dtype=torch.bool))
+    nll = backbone.target_nll(embeds, batch.mask_PW, target_BT, torch.ones_like(target_BT, dtype=torch.bool))
     loss = backbone.model(inputs_embeds=plain_prompt_tuning, labels=target_BT).loss
     torch.testing.assert_close(nll.mean(), loss, rtol=0, atol=1e-12)
 

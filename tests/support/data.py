@@ -1,8 +1,12 @@
 """A made task in the tiny vocabulary, as token arrays."""
 
+from itertools import pairwise
+
 import numpy as np
+import torch
 
 from adept_tune.engine.engine import Engine
+from adept_tune.engine.packing import Stack, passes, stack
 from adept_tune.engine.reading import Reader
 from adept_tune.methods import get_method
 from adept_tune.tasks.metrics import chance
@@ -55,12 +59,19 @@ def made_data(num_train: int = 40, num_validation: int = 24) -> TaskData:
     )
 
 
+def one_pass(trials: list[list[list[int]]], prompt_lengths: list[int]) -> Stack:
+    """A pass of some trials' rows of token ids."""
+    rows = Ragged.from_lists(row for mine in trials for row in mine)
+    sizes = np.cumsum([0, *map(len, trials)])
+    wanted = [np.arange(*ends) for ends in pairwise(sizes)]
+    (pieces,) = passes(wanted, prompt_lengths, rows.lengths, None)
+    return stack(pieces, rows, 0, torch.device("cpu"))
+
+
 def made_engine(
-    method: str = "adept", num_slots: int = 6, dtype=None, rows_per_pass=None, model=None, backbone=None, **options
+    method: str = "adept", num_slots: int = 6, dtype=None, tokens_per_pass=None, model=None, backbone=None, **options
 ) -> Engine:
     """An engine over a tiny T5, or another backbone, and the made task."""
-    import torch
-
     from adept_tune.backbones.codec import TokenizerCodec
     from adept_tune.backbones.encoder_decoder import EncoderDecoder
 
@@ -76,4 +87,4 @@ def made_engine(
         data.label_texts,
         data.pad_id,
     )
-    return Engine(backbone, get_method(method), data, reader, num_slots, rows_per_pass, dtype, **options)
+    return Engine(backbone, get_method(method), data, reader, num_slots, tokens_per_pass, dtype, **options)

@@ -12,7 +12,7 @@ from tests.engine.test_engine import config
 from tests.support.data import made_engine
 
 PLAN = HostPlan(
-    backbone={}, method="adept", device="cpu", precision="fp32", num_slots=2, rows_per_pass=None, num_threads=1
+    backbone={}, method="adept", device="cpu", precision="fp32", num_slots=2, tokens_per_pass=None, num_threads=1
 )
 
 

@@ -65,7 +65,7 @@ def test_settings_are_sorted_into_those_of_a_trial_and_of_the_search():
             "prompt_text=a = b",
             "batch_size={low: 4, high: 8}",
             "reduction_factor=4",
-            "rows_per_pass=16",
+            "tokens_per_pass=16",
             "max_failures=0",
         ]
     )
@@ -78,7 +78,7 @@ def test_settings_are_sorted_into_those_of_a_trial_and_of_the_search():
         "prompt_text": "a = b",
         "batch_size": {"low": 4, "high": 8},
     }
-    assert options == {"reduction_factor": 4.0, "rows_per_pass": 16, "max_failures": 0}
+    assert options == {"reduction_factor": 4.0, "tokens_per_pass": 16, "max_failures": 0}
 
 
 def test_no_settings_are_none():
@@ -94,10 +94,10 @@ def test_the_last_of_equal_settings_counts():
     [
         ("ffn_lr", "--set ffn_lr: give KEY=VALUE"),
         ("", "--set : give KEY=VALUE"),
-        ("rows_per_pass=many", "--set rows_per_pass=many: give a int"),
+        ("tokens_per_pass=many", "--set tokens_per_pass=many: give a int"),
         ("max_failures=1.5", "--set max_failures=1.5: give a int"),
         ("reduction_factor=", "--set reduction_factor=: give a float"),
-        ("nosuch=3", "--set nosuch=3: unknown key 'nosuch'; known: reduction_factor, rows_per_pass, max_failures, "),
+        ("nosuch=3", "--set nosuch=3: unknown key 'nosuch'; known: reduction_factor, tokens_per_pass, max_failures, "),
         ("=3", "--set =3: unknown key ''; known: "),
         ("width=3", "--set width=3: unknown key 'width'; known: "),
     ],

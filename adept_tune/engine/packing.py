@@ -1,0 +1,139 @@
+"""Which rows go through the backbone together.
+
+The rows of all trials of a step, or of an evaluation, are put in order of their lengths, prompts included, and cut into
+passes. A pass then pads little, however much prompts and texts differ, and no trial's batch is another for it.
+
+Shape legend: J pieces of a pass, B rows of its widest piece, S source tokens of its longest row, P rows of the pass,
+W tokens of its longest row with the prompt.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adept_tune.tasks.tokens import Ragged, pad
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one pass takes of one trial's rows.
+
+    Attributes:
+        trial: Number of the trial among those of the step.
+        prompt_length: Its prompt's.
+        rows: Rows of the split.
+        places: Where they stand among the trial's rows of this step; dropout depends on it.
+    """
+
+    trial: int
+    prompt_length: int
+    rows: NDArray[np.int64]
+    places: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The tokens of one pass on the device.
+
+    The adapters see `(J, B, S)`; the backbone reads P rows of W tokens, each beginning with its prompt.
+
+    Attributes:
+        ids_JBS: Source tokens, padded on the right.
+        mask_JBS: Bool, true on real tokens.
+        place_JB: Where each row stands among its trial's.
+        piece_P: Number of the piece that each row is of.
+        column_PW: Where each token lies among the `(J, B, prompt + S)` that the adapters make, flattened; None where
+            these are the backbone's rows already.
+        mask_PW: Bool, true on real tokens and prompts.
+        num_tokens: Real tokens, prompts included.
+    """
+
+    ids_JBS: Tensor
+    mask_JBS: Tensor
+    place_JB: Tensor
+    piece_P: Tensor
+    column_PW: Tensor | None
+    mask_PW: Tensor
+    num_tokens: int
+
+
+def passes(
+    rows: Sequence[NDArray[np.int64]],
+    prompt_lengths: Sequence[int],
+    lengths: NDArray[np.int64],
+    tokens_per_pass: int | None,
+) -> Iterator[list[Piece]]:
+    """Cut the rows of some trials into passes.
+
+    Args:
+        rows: Rows of the split that each trial wants read.
+        prompt_lengths: Of each trial.
+        lengths: Source length of each row of the split.
+        tokens_per_pass: Most tokens of a pass, padding included, where it has more than one row; None makes one pass.
+
+    Yields:
+        One piece for each trial that has rows in the pass, in the order of the trials.
+    """
+    sizes = [len(mine) for mine in rows]
+    trial_N = np.repeat(np.arange(len(rows)), sizes)
+    place_N = np.concatenate([np.arange(size) for size in sizes])
+    row_N = np.concatenate(rows)
+    length_N = lengths[row_N] + np.repeat(np.asarray(prompt_lengths), sizes)
+    order_N = np.lexsort((trial_N, length_N))
+    for chosen in np.split(order_N, _cuts(length_N[order_N], tokens_per_pass)):
+        chosen.sort()  # by trial, and by place within a trial
+        trials, begins = np.unique(trial_N[chosen], return_index=True)
+        yield [
+            Piece(int(trial), prompt_lengths[trial], row_N[part], place_N[part])
+            for trial, part in zip(trials, np.split(chosen, begins[1:]), strict=True)
+        ]
+
+
+def _cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None) -> list[int]:
+    """Where to cut rows of ascending lengths."""
+    if tokens_per_pass is None:
+        return []
+    cuts, start = [], 0
+    for i, length in enumerate(ascending.tolist()):
+        if i > start and (i - start + 1) * length > tokens_per_pass:
+            cuts.append(i)
+            start = i
+    return cuts
+
+
+def stack(pieces: Sequence[Piece], sources: Ragged, pad_id: int, device: torch.device) -> Stack:
+    """The tokens of a pass."""
+    sizes = np.array([len(piece.rows) for piece in pieces])
+    prompts = np.array([piece.prompt_length for piece in pieces])
+    piece_P = np.repeat(np.arange(len(pieces)), sizes)
+    ids_PS, mask_PS = pad(sources, np.concatenate([piece.rows for piece in pieces]), pad_id)
+    widest, longest, num_columns = sizes.max(), prompts.max(), prompts.max() + ids_PS.shape[1]
+    row_P = piece_P * widest + np.concatenate([np.arange(size) for size in sizes])
+
+    def spread(values_P: NDArray, fill: int) -> Tensor:  # type: ignore[type-arg]  # ids, masks and places
+        values = np.full((len(pieces) * widest, *values_P.shape[1:]), fill, dtype=values_P.dtype)
+        values[row_P] = values_P
+        return _tensor(values.reshape(len(pieces), widest, *values_P.shape[1:]), device)
+
+    length_P = mask_PS.sum(1) + prompts[piece_P]
+    column_W = np.arange(length_P.max())
+    column_PW = (longest - prompts[piece_P])[:, None] + column_W
+    ready = len(row_P) == len(pieces) * widest and prompts.min() == longest
+    column_PW = row_P[:, None] * num_columns + column_PW.clip(max=num_columns - 1)
+    return Stack(
+        spread(ids_PS, pad_id),
+        spread(mask_PS, False),
+        spread(np.concatenate([piece.places for piece in pieces]), 0),
+        _tensor(piece_P, device),
+        None if ready else _tensor(column_PW, device),
+        _tensor(column_W < length_P[:, None], device),
+        int(length_P.sum()),
+    )
+
+
+def _tensor(array: NDArray, device: torch.device) -> Tensor:  # type: ignore[type-arg]  # ids and masks
+    return torch.from_numpy(array).to(device, non_blocking=True)
