@@ -162,10 +162,10 @@ class Engine:
             self.method.name, seat.config, seat.sizes, seat.step, tensors, first, second, seat.loss_sum, seat.loss_count
         )
 
-    @property
     def padded_share(self) -> float:
-        """Share of the tokens of all training passes so far that was padding, prompts counted as tokens."""
+        """Share of padding among the tokens of all training passes since the last call, prompts counted as tokens."""
         real, whole = self._num_tokens.tolist()
+        self._num_tokens[:] = 0
         return 1 - real / whole if whole else 0.0
 
     # -- training ------------------------------------------------------------------------------------------------

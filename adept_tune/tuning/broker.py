@@ -149,9 +149,9 @@ class Broker:
         if host is not None:
             host.leave.remote(job, self._incarnations[job])
 
-    def settle(self, num_threads: int) -> None:
-        """Let hosts made from now on use the number of threads that the probe found best."""
-        self._plan = replace(self._plan, num_threads=num_threads)
+    def settle(self, changes: dict[str, int | None]) -> None:
+        """Let hosts made from now on have what the probe found best: fields of a `HostPlan`."""
+        self._plan = replace(self._plan, **changes)  # type: ignore[arg-type]  # these are numbers
 
     def journalled(self, job: str, step: int) -> None:
         """The journal has the job at that step; from now on it goes on from there."""

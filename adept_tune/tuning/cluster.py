@@ -21,6 +21,7 @@ from adept_tune.tuning.work import Progress
 
 LOCAL = "local"
 TRIES = 3  # of a question whose host dies
+PROCESS_BYTES = 110e6  # of a trial's process, measured
 
 
 @contextmanager
@@ -81,6 +82,12 @@ def share_of(device: str, slots: int, cpus: int) -> Share:
     return Share(num_cpus=_part(cpus, slots), num_gpus=0.0, concurrent=slots)
 
 
+def affordable_slots(devices: float) -> int:
+    """Trials at once on each of some devices whose processes fit the memory of this Ray's hosts."""
+    memory = ray.cluster_resources().get("memory", float("inf"))
+    return max(1, int(min(memory / PROCESS_BYTES / devices, 1e6)))
+
+
 def _part(whole: float, parts: int) -> float:
     """A share in Ray's unit of a ten-thousandth, rounded down so that all parts fit."""
     return math.floor(whole / parts * 1e4) / 1e4
@@ -108,9 +115,9 @@ def broker_of(search_id: str, plan: HostPlan, data: Any, storage: str, progress:
             ray.kill(broker)
 
 
-def settle(broker: str, num_threads: int) -> None:
-    """Let hosts made from now on use that many threads."""
-    ray.get(ray.get_actor(broker, namespace=NAMESPACE).settle.remote(num_threads))
+def settle(broker: str, **changes: int | None) -> None:
+    """Let hosts made from now on have what the probe found best: fields of a `HostPlan`."""
+    ray.get(ray.get_actor(broker, namespace=NAMESPACE).settle.remote(changes))
 
 
 def rewind(broker: str, steps: Mapping[str, int]) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -37,7 +37,7 @@ class HostPlan:
         device: ``cuda`` or ``cpu``.
         precision: Of the backbone and its activations.
         num_slots: Trials at once.
-        tokens_per_pass: Most rows fused in one forward and backward; None fuses all.
+        tokens_per_pass: Most tokens in one forward and backward; None fuses all.
         num_threads: Threads of torch on a CPU.
         widest: Longest prompt and widest bottleneck that the trials can have.
         start: Tensors of an adapter that trials start from, as safetensors; None starts them from nothing.
@@ -197,20 +197,28 @@ class Host:
             if name in self._seats and self._seats[name][0] <= incarnation:
                 await self._vacate(name)
 
-    async def probe(self, config: Mapping[str, Any], num_trials: int, num_steps: int = 3) -> dict[str, float]:
-        """Time a few steps of several equal trials and a part of an evaluation; no trial of it is kept.
+    async def probe(
+        self, config: Mapping[str, Any], companies: Sequence[int], limits: Sequence[int | None], num_steps: int = 2
+    ) -> dict[str, Any]:
+        """Time a few steps of several equal trials and a part of an evaluation, and go on with what was fastest.
 
-        On a CPU one thread is tried against all, and the faster stays: small models lose by waiting for each other.
+        No trial of it is kept. On a CPU one thread is tried against all: small models lose by waiting for each other.
+
+        Args:
+            config: Fields of the trials' `TrialConfig`.
+            companies: Numbers of trials to try, ascending; a larger one has to be a tenth faster.
+            limits: Most tokens of a pass to try; None is all.
+            num_steps: To time of each.
 
         Returns:
-            Seconds of one trial's step in that company (``step_s``) and of one trial's evaluation (``evaluation_s``),
-            and the ``num_threads`` that they were measured with.
+            Seconds of one trial's step (``step_s``) and of one trial's evaluation (``evaluation_s``), the ``slots``,
+            ``tokens_per_pass`` and ``num_threads`` that they were measured with, and the ``padded_share``.
         """
         from adept_tune.engine.config import TrialConfig
 
         engine, trial = self._ready(), TrialConfig.model_validate(config)
         async with self._taking():
-            return await self._in_thread(lambda: _probe(engine, trial, num_trials, num_steps))
+            return await self._in_thread(lambda: _probe(engine, trial, companies, limits, num_steps))
 
     async def score(self, blob: bytes, where: str, split: Split) -> dict[str, Any]:
         """Score a saved trial alone on a split, as prediction does.
@@ -395,31 +403,52 @@ class _Taking:
         self._host._lock.release()
 
 
-def _probe(engine: "Engine", trial: "TrialConfig", num_trials: int, num_steps: int) -> dict[str, float]:
+def _probe(
+    engine: "Engine", trial: "TrialConfig", companies: Sequence[int], limits: Sequence[int | None], num_steps: int
+) -> dict[str, Any]:
     import torch
 
-    slots = [engine.join(trial) for _ in range(num_trials)]
+    found: dict[str, Any] = {}
+    slots: list[int] = []
     try:
-        engine.step(slots)  # the first step pays for allocations
-        threads = torch.get_num_threads()
-        step_s = _step_s(engine, slots, num_steps)
-        if engine.backbone.device.type == "cpu" and threads > 1:
+        for company in companies:
+            slots += [engine.join(trial) for _ in range(company - len(slots))]
+            timed = [_timed(engine, slots, limit, num_steps) for limit in limits]
+            best = min(timed, key=lambda one: one["step_s"])
+            if found and best["step_s"] > 0.9 * found["step_s"]:
+                break
+            found = best
+        engine.tokens_per_pass = found["tokens_per_pass"]
+        here, threads = slots[: found["slots"]], torch.get_num_threads()
+        if engine.backbone.device.type == "cpu" and threads > 1 and found["step_s"] < 1:
             torch.set_num_threads(1)
-            alone_s = _step_s(engine, slots, num_steps) if step_s < 1 else float("inf")
-            if alone_s < step_s:
-                step_s, threads = alone_s, 1
+            alone = _timed(engine, here, found["tokens_per_pass"], num_steps)
+            if alone["step_s"] < found["step_s"]:
+                found, threads = alone, 1
             torch.set_num_threads(threads)
         start = time.monotonic()
-        share = engine.evaluate_sample(slots)
-        evaluation_s = (time.monotonic() - start) / share / num_trials
-        return {"step_s": step_s, "evaluation_s": evaluation_s, "num_threads": threads}
+        share = engine.evaluate_sample(here)
+        return found | {"evaluation_s": (time.monotonic() - start) / share / len(here), "num_threads": threads}
     finally:
         for slot in slots:
             engine.leave(slot)
 
 
+def _timed(engine: "Engine", slots: list[int], limit: int | None, num_steps: int) -> dict[str, Any]:
+    """One trial's step among some, in passes of some tokens; fewer where memory ran out."""
+    engine.tokens_per_pass = limit
+    engine.step(slots)  # the first step pays for allocations
+    return {
+        "step_s": _step_s(engine, slots, num_steps),
+        "slots": len(slots),
+        "tokens_per_pass": engine.tokens_per_pass,
+        "padded_share": engine.padded_share(),
+    }
+
+
 def _step_s(engine: "Engine", slots: list[int], num_steps: int) -> float:
     """Seconds of one trial's step."""
+    engine.padded_share()  # starts it anew
     start = time.monotonic()
     for _ in range(num_steps):
         engine.step(slots)

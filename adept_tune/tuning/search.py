@@ -1,6 +1,7 @@
 """From a request to an exported adapter: gather, probe, search, retrain, test, export."""
 
 import contextlib
+import math
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,17 @@ from adept_tune.methods import get_method
 from adept_tune.tasks import Task, get_task
 from adept_tune.tasks.task import Protocol
 from adept_tune.tracking import MlflowTracker
-from adept_tune.tuning.cluster import LOCAL, ask, broker_of, has_gpu, num_cpus, ray_session, settle, share_of
+from adept_tune.tuning.cluster import (
+    LOCAL,
+    affordable_slots,
+    ask,
+    broker_of,
+    has_gpu,
+    num_cpus,
+    ray_session,
+    settle,
+    share_of,
+)
 from adept_tune.tuning.experiment import (
     Experiment,
     progress_of,
@@ -34,7 +45,7 @@ from adept_tune.tuning.journal import Journal
 from adept_tune.tuning.lock import locked
 from adept_tune.tuning.materials import Materials, check_unchanged, gather
 from adept_tune.tuning.options import OPTIONS
-from adept_tune.tuning.plan import MOST_STEPS, Costs, Estimate, estimate, fit
+from adept_tune.tuning.plan import MOST_STEPS, MOST_TRIALS, Costs, Estimate, estimate, fit
 from adept_tune.tuning.ray_tune import Share
 from adept_tune.tuning.rungs import Scheduler
 from adept_tune.tuning.samplers import make_proposer
@@ -48,8 +59,10 @@ BUDGET_S = {"cpu": 3600.0, "cuda": 8 * 3600.0}
 MODEL = {"cpu": "google-t5/t5-small", "cuda": "google-t5/t5-base"}
 TRIALS = {"cpu": 16, "cuda": 32}
 DEMONSTRATION_TRIALS, DEMONSTRATION_BATCH_SIZE = 16, 16
-SLOTS = {"cpu": 4, "cuda": 8}
-ROWS_PER_PASS: dict[str, int | None] = {"cpu": 64, "cuda": None}
+# What the probe tries: trials at once, and most tokens of a pass. On a CPU 1,024 tokens of T5-small are near the
+# arithmetic peak already, and short passes pad little.
+COMPANIES: dict[str, list[int]] = {"cpu": [4], "cuda": [8, 16, 32, 64]}
+TOKENS_PER_PASS: dict[str, list[int | None]] = {"cpu": [1024, 4096], "cuda": [None, 16384]}
 
 
 @dataclass(frozen=True)
@@ -137,12 +150,14 @@ def run_search(request: Request, console: Console) -> int:
                 held.enter_context(locked(folder))
             start_ray()
             progress = progress_of(list(Journal(folder / JOURNAL).read()))
-            broker, share = held.enter_context(_hosts(draft, materials, progress, folder))
+            broker = held.enter_context(_hosts(draft, materials, progress, folder))
             spec = draft
             if request.resume is not None:
+                share = _share(spec)
                 ask(broker, share, "load", (materials.data,))  # a host that cannot load is told before any trial
             else:
-                spec, expected = _planned(request, draft, materials, broker, share)
+                spec, expected = _planned(request, draft, materials, broker)
+                share = _share(spec)
                 for line in plan_lines(spec, materials, expected, share.concurrent):
                     console.say(line)
             if request.dry_run:
@@ -186,7 +201,7 @@ def run_retrain(
         held.enter_context(locked(folder))
         held.enter_context(ray_session(address, verbose))
         progress = progress_of(list(Journal(folder / JOURNAL).read()))
-        broker, share = held.enter_context(_hosts(spec, materials, progress, folder))
+        broker, share = held.enter_context(_hosts(spec, materials, progress, folder)), _share(spec)
         ask(broker, share, "load", (materials.data,))  # a host that cannot load is told before any state is dropped
         experiment = Experiment(spec, folder, materials, tracker, console, broker, share)
         return experiment.run_retrain_only()
@@ -211,11 +226,8 @@ def ray_or_no_ray(request: Request) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def _hosts(
-    spec: SearchSpec, materials: Materials, progress: dict[str, Progress], folder: Path
-) -> Iterator[tuple[str, Share]]:
-    """The search's broker and the share of each trial."""
-    cpus = num_cpus()
+def _hosts(spec: SearchSpec, materials: Materials, progress: dict[str, Progress], folder: Path) -> Iterator[str]:
+    """The search's broker."""
     start = None
     if spec.init_from is not None:
         start, sha256 = read_start(Path(spec.init_from), spec.method, materials.info)
@@ -228,14 +240,18 @@ def _hosts(
         precision=spec.precision,
         num_slots=spec.slots,
         tokens_per_pass=spec.tokens_per_pass,
-        num_threads=spec.num_threads or cpus,
+        num_threads=spec.num_threads or num_cpus(),
         widest=_widest(materials.space),
         start=start,
     )
-    share = share_of(spec.device, spec.slots, cpus)
     storage = storage_of(spec, folder)
     with broker_of(spec.search_id, plan, materials.data, storage, progress) as broker:
-        yield broker, share
+        yield broker
+
+
+def _share(spec: SearchSpec) -> Share:
+    """What each trial holds of its device."""
+    return share_of(spec.device, spec.slots, num_cpus())
 
 
 def _widest(space: SearchSpace) -> tuple[int, int]:
@@ -297,7 +313,10 @@ def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
                 "search_id": old.search_id,
                 "retrain_s": old.retrain_s,
                 "expected_s": old.expected_s,
-                "num_threads": old.num_threads,
+                "num_threads": request.num_threads or old.num_threads,
+                "tokens_per_pass": request.tokens_per_pass or old.tokens_per_pass,
+                "slots": request.slots or old.slots,
+                "padded_share": old.padded_share,
                 "trials": old.trials if request.trials is None else request.trials,
                 "time_budget_s": _budget(request, old),
             }
@@ -364,10 +383,10 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
             finalists=request.finalists,
             seeds=request.seeds,
             seed=request.seed,
-            slots=request.slots or SLOTS[device],
+            slots=request.slots or COMPANIES[device][-1],
             device=device,  # type: ignore[arg-type]  # pydantic checks it
             precision=request.precision or best_precision(device),
-            tokens_per_pass=ROWS_PER_PASS[device] if request.tokens_per_pass is None else request.tokens_per_pass,
+            tokens_per_pass=request.tokens_per_pass,
             max_failures=request.max_failures,
             num_threads=request.num_threads,
             time_budget_s=request.time_budget_s,
@@ -420,16 +439,18 @@ def check_before_ray(spec: SearchSpec, materials: Materials) -> None:
             raise SpecError(f"a trial with {params}: {faults}") from None
 
 
-def _planned(
-    request: Request, draft: SearchSpec, materials: Materials, broker: str, share: Share
-) -> tuple[SearchSpec, Estimate]:
-    """Probe, and settle how many trials of how many steps."""
+def _planned(request: Request, draft: SearchSpec, materials: Materials, broker: str) -> tuple[SearchSpec, Estimate]:
+    """Probe a whole device, and settle how many trials of how many steps, how many at once, and how they are fused."""
     task = materials.task
     params = materials.space.points[0] if materials.space.points else next(materials.space.corners())
     config = trial_config(draft, materials.space, params, 0)
-    company = min(draft.slots, request.trials or draft.slots)
-    (probed,) = ask(broker, share, "probe", (config.model_dump(mode="json"), company))
-    devices = share.concurrent / draft.slots
+    whole = share_of(draft.device, 1, num_cpus())
+    devices = whole.concurrent
+    most, of_each = affordable_slots(devices), math.ceil((request.trials or MOST_TRIALS) / devices)
+    tried = [request.slots] if request.slots else sorted({min(slots, most) for slots in COMPANIES[draft.device]})
+    slots_of = {min(slots, of_each): slots for slots in reversed(tried)}
+    limits = TOKENS_PER_PASS[draft.device] if draft.tokens_per_pass is None else [draft.tokens_per_pass]
+    (probed,) = ask(broker, whole, "probe", (config.model_dump(mode="json"), sorted(slots_of), limits))
     costs = Costs(probed["step_s"] / devices, probed["evaluation_s"] / devices)
     shape = shape_of(draft, task)
     budget = request.time_budget_s
@@ -441,8 +462,12 @@ def _planned(
     if trials is None or max_steps is None:
         assert budget is not None
         trials, max_steps = fit(budget, costs, shape, trials, max_steps, TRIALS[draft.device], task.published_steps)
-    num_threads = draft.num_threads or int(probed["num_threads"])
-    settle(broker, num_threads)
+    found = {
+        "num_slots": slots_of[probed["slots"]],
+        "tokens_per_pass": probed["tokens_per_pass"],
+        "num_threads": draft.num_threads or probed["num_threads"],
+    }
+    settle(broker, **found)
     expected = estimate(trials, max_steps, costs, shape)
     if budget is not None and budget <= 1.1 * expected.retrain_s:
         raise SpecError(
@@ -450,5 +475,6 @@ def _planned(
             "raise it, or lower --max-steps, --finalists or --seeds"
         )
     settled = {"trials": trials, "max_steps": max_steps, "time_budget_s": budget, "retrain_s": expected.retrain_s}
-    settled |= {"num_threads": num_threads, "expected_s": expected.total_s}
+    settled |= {"slots": found.pop("num_slots"), "padded_share": probed["padded_share"], "expected_s": expected.total_s}
+    settled |= found
     return draft.model_copy(update=settled), expected

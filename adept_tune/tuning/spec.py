@@ -48,10 +48,12 @@ class SearchSpec(BaseModel):
         slots: Trials at once on a device.
         device: ``cuda`` or ``cpu``.
         precision: Of the backbone.
-        tokens_per_pass: Most rows fused in one pass; None fuses all.
-        num_threads: Of torch on a CPU, as the probe found best; None for all. A run repeats bitwise only with the same.
+        tokens_per_pass: Most tokens of one forward and backward, as the probe found fastest; None fuses all.
+        num_threads: Of torch on a CPU, as the probe found best; None for all. A run repeats bitwise only with the same,
+            and the same tokens a pass.
         max_failures: Restarts of a job whose process is lost.
         time_budget_s: Wall time for everything; None for no limit.
+        padded_share: Of the tokens of a step, as the probe found it.
         expected_s: Expected wall time of everything.
         retrain_s: Expected wall time of retraining and testing, which the search leaves of the budget.
         storage: Where states are kept; None for the experiment folder.
@@ -89,6 +91,7 @@ class SearchSpec(BaseModel):
     num_threads: int | None = Field(default=None, ge=1)
     max_failures: int = Field(default=3, ge=0)
     time_budget_s: float | None = Field(default=None, gt=0)
+    padded_share: float | None = None
     expected_s: float | None = None
     retrain_s: float = Field(default=0.0, ge=0)
     storage: str | None = None

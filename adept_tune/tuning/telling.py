@@ -31,9 +31,11 @@ def plan_lines(spec: SearchSpec, materials: Materials, expected: Estimate, concu
     if space.budget is not None:
         yield f"          at most {space.budget:,} parameters: the width follows from the prompt length"
     rungs = ", ".join(map(str, shape_of(spec, task).rule(spec.max_steps).steps(0))) or "none"
+    fused = "all tokens" if spec.tokens_per_pass is None else f"at most {spec.tokens_per_pass:,} tokens"
+    yield f"Device    {concurrent} trials at once, {fused} a pass, {spec.padded_share or 0:.0%} of them padding"
     yield (
         f"Search    {spec.trials} trials of up to {spec.max_steps} steps of {spec.batch_size} rows, "
-        f"{spec.sampler} and {spec.scheduler}, rungs at {rungs}, {concurrent} at once"
+        f"{spec.sampler} and {spec.scheduler}, rungs at {rungs}"
     )
     beside = ", and the space's first point where it is none of them" if space.points else ""
     yield f"Retrain   {spec.finalists} finalists over {spec.seeds} seeds{beside}"

@@ -19,7 +19,7 @@ from adept_tune.tuning.host import Split
 from adept_tune.tuning.materials import Materials, gather
 from adept_tune.tuning.retrain import Spread
 from adept_tune.tuning.samplers import derive_seed
-from adept_tune.tuning.search import ROWS_PER_PASS
+from adept_tune.tuning.search import TOKENS_PER_PASS
 from adept_tune.tuning.space import read_space
 
 SPLITS: tuple[Split, Split] = ("validation", "test")
@@ -36,7 +36,7 @@ def scores(materials: Materials, precision: Precision, options: argparse.Namespa
         options.seeds,
         device=options.device,
         precision=precision,
-        tokens_per_pass=ROWS_PER_PASS[options.device],
+        tokens_per_pass=TOKENS_PER_PASS[options.device][0],
     )
     configs = [
         space.config(

@@ -236,10 +236,14 @@ def test_halting_gives_an_evaluation_up_and_keeps_the_loss_that_its_report_needs
 def test_a_probe_leaves_every_slot_free_and_says_what_it_measured():
     async def scene():
         host = made_host()
-        probed = await host.probe(settings(0), 2)
+        probed = await host.probe(settings(0), [1, 2], [None, 64])
         assert probed["step_s"] > 0
         assert probed["evaluation_s"] > 0
         assert probed["num_threads"] >= 1
+        assert probed["slots"] in (1, 2)
+        assert probed["tokens_per_pass"] in (None, 64)
+        assert host._engine.tokens_per_pass == probed["tokens_per_pass"]
+        assert 0 <= probed["padded_share"] < 0.5
         await host.join("a", 0, settings(0), None)
         await host.join("b", 0, settings(1), None)
 
