@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adept_tune.backbones.base import Backbone
 from adept_tune.engine.config import TrialConfig
-from adept_tune.engine.memory import ran_out, release
+from adept_tune.engine.memory import Need, forget_peak, peak_bytes, ran_out, release, taken_bytes
 from adept_tune.engine.optimizer import Rates, adamw, clip
 from adept_tune.engine.order import batch_rows
 from adept_tune.engine.packing import Piece, Stack, passes, stack
@@ -30,6 +30,8 @@ from adept_tune.methods.dropout import keep_factors
 from adept_tune.methods.layout import Layout
 from adept_tune.methods.start import initial_prompt, transferred
 from adept_tune.tasks.tokens import Ragged, TaskData, pad
+
+PROBE_ROWS = 8, 32  # of the passes that tell how much memory a token takes
 
 
 @dataclass
@@ -162,11 +164,11 @@ class Engine:
             self.method.name, seat.config, seat.sizes, seat.step, tensors, first, second, seat.loss_sum, seat.loss_count
         )
 
-    def padded_share(self) -> float:
-        """Share of padding among the tokens of all training passes since the last call, prompts counted as tokens."""
-        real, whole = self._num_tokens.tolist()
+    def num_tokens(self) -> tuple[int, int]:
+        """Tokens of all training passes since the last call, prompts included: real ones, and with padding."""
+        real, read = self._num_tokens.tolist()
         self._num_tokens[:] = 0
-        return 1 - real / whole if whole else 0.0
+        return real, read
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -217,6 +219,23 @@ class Engine:
         self._reader.evaluate(trained, sample)
         prompts = max(seat.sizes.prompt_length for seat in seats)
         return float((sample.sources.lengths + prompts).sum() / (whole.sources.lengths + prompts).sum())
+
+    def need(self, slot: int) -> Need:
+        """Memory of a training pass, from two passes of a trial over the longest rows; nothing is trained."""
+        seat, train = self._seat(slot), self.data.train
+        index_J = torch.tensor([slot], device=self._device)
+        measured = []
+        for num_rows in PROBE_ROWS:
+            rows = np.resize(np.argsort(-train.sources.lengths, kind="stable"), num_rows)
+            (pieces,) = passes([rows], [seat.sizes.prompt_length], train.sources.lengths, None)
+            batch = stack(pieces, train.sources, self.data.pad_id, self._device)
+            self._backward([seat], pieces, batch, index_J)  # the first of a size pays for work space
+            release(self._device)
+            before = taken_bytes(self._device)
+            forget_peak(self._device)
+            self._backward([seat], pieces, batch, index_J)
+            measured.append((batch.mask_PW.numel(), peak_bytes(self._device) - before))
+        return Need.measured(*measured)
 
     def score_state(self, state: TrialState, split: Literal["validation", "test"]) -> Evaluation:
         """Score a saved trial alone on a split; it takes no slot."""

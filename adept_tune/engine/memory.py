@@ -1,4 +1,10 @@
-"""Running out of memory, and what to do about it."""
+"""How much memory a pass takes, running out of it, and what to do about it."""
+
+import ctypes
+import gc
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,5 +20,70 @@ def ran_out(error: BaseException) -> bool:
 
 def release(device: torch.device) -> None:
     """Give cached blocks back; they were cut for passes that did not fit."""
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory of a pass on top of what is always there: close to affine in its tokens.
+
+    Attributes:
+        fixed_bytes: Whatever the pass is.
+        token_bytes: For each token, padding included.
+    """
+
+    fixed_bytes: float
+    token_bytes: float
+
+    @classmethod
+    def measured(cls, small: tuple[int, float], large: tuple[int, float]) -> "Need":
+        """From tokens and bytes of two passes."""
+        per_token = max(0.0, (large[1] - small[1]) / (large[0] - small[0]))
+        return cls(max(0.0, small[1] - per_token * small[0]), per_token)
+
+    def of(self, tokens: int) -> float:
+        """Bytes of a pass."""
+        return self.fixed_bytes + self.token_bytes * tokens
+
+    def tokens_within(self, num_bytes: float) -> int | None:
+        """Most tokens of a pass that takes no more than some bytes; None where there is no limit."""
+        return max(1, int((num_bytes - self.fixed_bytes) / self.token_bytes)) if self.token_bytes else None
+
+
+def free_bytes(device: torch.device) -> float:
+    """What a pass may take: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + cached)
+    return _told("/proc/meminfo", "MemAvailable")
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_bytes` count from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device) -> float:
+    """Most memory since it was last forgotten: of the GPU, or resident of this process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return _told("/proc/self/status", "VmHWM")
+
+
+def taken_bytes(device: torch.device) -> float:
+    """Memory in use: of the GPU, or resident of this process."""
+    if device.type == "cuda":
+        return float(torch.cuda.memory_allocated(device))
+    return _told("/proc/self/status", "VmRSS")
+
+
+def _told(file: str, key: str) -> float:
+    """Bytes that the kernel tells of a machine or a process."""
+    return next(int(line.split()[1]) for line in Path(file).read_text().splitlines() if line.startswith(key)) * 1024.0

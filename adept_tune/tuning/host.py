@@ -413,6 +413,8 @@ def _probe(
     try:
         for company in companies:
             slots += [engine.join(trial) for _ in range(company - len(slots))]
+            if not found and engine.backbone.device.type == "cuda":
+                limits = _within_memory(engine, slots[0], limits)
             timed = [_timed(engine, slots, limit, num_steps) for limit in limits]
             best = min(timed, key=lambda one: one["step_s"])
             if found and best["step_s"] > 0.9 * found["step_s"]:
@@ -434,21 +436,31 @@ def _probe(
             engine.leave(slot)
 
 
+def _within_memory(engine: "Engine", slot: int, limits: Sequence[int | None]) -> list[int | None]:
+    """Limits that a tenth of the free memory is left beside, as two passes tell; what is told is told once."""
+    from adept_tune.engine.memory import free_bytes
+
+    most = engine.need(slot).tokens_within(0.9 * free_bytes(engine.backbone.device))
+    return list(dict.fromkeys(most if limit is None else min(limit, most or limit) for limit in limits))
+
+
 def _timed(engine: "Engine", slots: list[int], limit: int | None, num_steps: int) -> dict[str, Any]:
     """One trial's step among some, in passes of some tokens; fewer where memory ran out."""
     engine.tokens_per_pass = limit
     engine.step(slots)  # the first step pays for allocations
+    engine.num_tokens()  # starts them anew
+    step_s = _step_s(engine, slots, num_steps)
+    real, read = engine.num_tokens()
     return {
-        "step_s": _step_s(engine, slots, num_steps),
+        "step_s": step_s,
         "slots": len(slots),
         "tokens_per_pass": engine.tokens_per_pass,
-        "padded_share": engine.padded_share(),
+        "padded_share": 1 - real / read,
     }
 
 
 def _step_s(engine: "Engine", slots: list[int], num_steps: int) -> float:
     """Seconds of one trial's step."""
-    engine.padded_share()  # starts it anew
     start = time.monotonic()
     for _ in range(num_steps):
         engine.step(slots)

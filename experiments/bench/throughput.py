@@ -35,10 +35,8 @@ from workload import (
     make_engine,
     markdown,
     parser,
-    peak_memory_gib,
     prepared,
     publish,
-    reset_peak_memory,
     scratch_folder,
     seconds,
     synchronize,
@@ -48,6 +46,7 @@ from workload import (
 from adept_tune.backbones import BackboneInfo
 from adept_tune.backbones.load import Precision
 from adept_tune.engine.engine import Engine
+from adept_tune.engine.memory import forget_peak, peak_bytes
 from adept_tune.tasks.tokens import TaskData
 from adept_tune.tuning.search import TOKENS_PER_PASS
 
@@ -100,15 +99,42 @@ def fused_sides(cell: Cell, options: argparse.Namespace, costs: dict[str, Cost])
             for some in company:
                 engine.step(some)
 
-        reset_peak_memory(options.device)
+        forget_peak(engine.backbone.device)
         flops = costs[name].flops if name in costs else count_flops(step) / count
         step()
-        engine.padded_share()  # starts it anew
+        engine.num_tokens()  # starts them anew
         step_s = seconds(options.device, step, max(1, options.trial_steps // count))
-        costs[name] = Cost(peak_memory_gib(options.device), engine.padded_share(), flops)
+        real, read = engine.num_tokens()
+        costs[name] = Cost(peak_bytes(engine.backbone.device) / 2**30, 1 - real / read, flops)
         return count / step_s
 
     return {name: (lambda w=(name, count, limit): rate(*w)) for name, count, limit in ways}  # type: ignore[misc]
+
+
+def outside(cell: Cell, options: argparse.Namespace) -> float:
+    """Share of a step of most trials that is spent outside the model's forward and the backward pass, on a CPU."""
+    engine = make_engine(cell.info, cell.data, max(options.trials), options.device, cell.precision)
+    slots = [engine.join(trial(cell.info, cell.batch_size, number)) for number in range(max(options.trials))]
+    engine.step(slots)
+    inside = 0.0
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            nonlocal inside
+            begun = time.perf_counter()
+            try:
+                return call(*arguments)
+            finally:
+                inside += time.perf_counter() - begun
+
+        return run
+
+    forward, backward = engine.backbone.target_nll, torch.autograd.grad
+    engine.backbone.target_nll, torch.autograd.grad = timed(forward), timed(backward)  # type: ignore[method-assign]
+    try:
+        return 1 - inside / seconds(options.device, lambda: engine.step(slots))
+    finally:
+        torch.autograd.grad = backward
 
 
 # -- stock Ray Tune --------------------------------------------------------------------------------------------------
@@ -128,7 +154,7 @@ def stock_trial(
         _kept[cell.info.name + cell.precision] = make_engine(cell.info, cell.data, 1, device, cell.precision)
     engine = _kept[cell.info.name + cell.precision]
     slot = engine.join(trial(cell.info, cell.batch_size, config["number"]))
-    reset_peak_memory(device)
+    forget_peak(engine.backbone.device)
     for _ in range(WARM_UP_STEPS):
         engine.step([slot])
     synchronize(device)
@@ -142,7 +168,7 @@ def stock_trial(
         steps += 1
     rate = steps / (time.perf_counter() - begun)
     engine.leave(slot)
-    tune.report({"rate": rate, "memory": peak_memory_gib(device)})
+    tune.report({"rate": rate, "memory": peak_bytes(engine.backbone.device) / 2**30})
 
 
 def stock_rate(
@@ -216,6 +242,9 @@ def measure(cell: Cell, options: argparse.Namespace, scratch: Path) -> str:
             f"## {cell.model}, lengths of {cell.lengths}, {cell.precision}, batch {cell.batch_size}",
             markdown(["side", "trial-steps a second", "peak memory, GiB", "padded", "of the matrix peak"], rows),
             verdict(timings, best_ours, best_stock) + f" Measured matrix peak: {peak / 1e9:.0f} GFLOP/s.",
+            f"{outside(cell, options):.0%} of a packed step lies outside the model's forward and the backward pass."
+            if options.device == "cpu"
+            else "",
         ]
     )
 

@@ -32,6 +32,7 @@ from adept_tune.methods import get_method
 from adept_tune.tasks.metrics import chance
 from adept_tune.tasks.tokens import Ragged, TaskData, TokenSplit
 from adept_tune.tracking import versions
+from adept_tune.tuning.search import TOKENS_PER_PASS
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_MODEL = ROOT / "adept_tune" / "demo" / "model"
@@ -116,9 +117,8 @@ def make_engine(
     num_slots: int,
     device: str,
     precision: Precision,
-    tokens_per_pass: int | None = None,
 ) -> Engine:
-    """An engine with room for the benchmarks' trials."""
+    """An engine with room for the benchmarks' trials, with the tokens a pass that a host tries first."""
     config = trial(info, 1)
     return build_engine(
         info,
@@ -127,7 +127,7 @@ def make_engine(
         num_slots,
         device=device,
         precision=precision,
-        tokens_per_pass=tokens_per_pass,
+        tokens_per_pass=TOKENS_PER_PASS[device][0],
         widest=(config.prompt_length, config.width),
     )
 
@@ -210,22 +210,6 @@ def count_flops(do: Callable[[], object]) -> int:
     with counter:
         do()
     return int(counter.get_total_flops())
-
-
-def reset_peak_memory(device: str) -> None:
-    """Forget the most memory so far."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_gib(device: str) -> float:
-    """Most memory since the last reset: of the GPU, or resident of this process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 # -- commands and tables ---------------------------------------------------------------------------------------------
