@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from adept_tune.engine.memory import ran_out
+from adept_tune.engine.memory import Need, ran_out
 from adept_tune.engine.reading import Halted
 from tests.engine.test_engine import config
 from tests.support.data import made_engine
@@ -106,6 +106,23 @@ def test_rows_of_a_batch_in_pieces_equal_the_batch():
     for one, other in zip(*(advance(e, [e.join(trial) for trial in TRIALS]) for e in (whole, pieces)), strict=True):
         for name, tensor in one.tensors.items():
             torch.testing.assert_close(tensor, other.tensors[name], rtol=0, atol=1e-8)
+
+
+def test_two_passes_tell_what_a_pass_takes():
+    need = Need.measured((100, 1_500.0), (300, 3_500.0))
+    assert (need.fixed_bytes, need.token_bytes, need.of(1_000)) == (500.0, 10.0, 10_500.0)
+    assert need.tokens_within(10_509.0) == 1_000
+    assert need.tokens_within(0.0) == 1  # a row is read whatever is told
+    assert Need.measured((100, 500.0), (300, 400.0)).tokens_within(1.0) is None  # more tokens took no more
+
+
+def test_a_probe_of_memory_trains_nothing():
+    engine = made_engine()
+    slot = engine.join(TRIALS[0])
+    before = engine.state(slot).to_bytes()
+    need = engine.need(slot)
+    assert engine.state(slot).to_bytes() == before
+    assert min(need.fixed_bytes, need.token_bytes) >= 0
 
 
 def test_a_halted_step_or_evaluation_changes_nothing():

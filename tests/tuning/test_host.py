@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from adept_tune.engine.memory import Need
 from adept_tune.engine.state import TrialState
-from adept_tune.tuning.host import Host, HostPlan
+from adept_tune.tuning.host import Host, HostPlan, _within_memory
 from tests.engine.test_engine import config
 from tests.support.data import made_engine
 
@@ -231,6 +233,20 @@ def test_halting_gives_an_evaluation_up_and_keeps_the_loss_that_its_report_needs
         training.cancel()
 
     run(scene())
+
+
+def test_no_pass_is_tried_that_two_small_ones_say_does_not_fit(monkeypatch):
+    monkeypatch.setattr("adept_tune.engine.memory.free_bytes", lambda device: 100_000.0)
+
+    class Told:
+        """An engine that tells what its passes take."""
+
+        backbone = SimpleNamespace(device=None)
+
+        def need(self, slot):
+            return Need(10_000.0, 20.0)
+
+    assert _within_memory(Told(), 0, [None, 1024, 16384]) == [4000, 1024]
 
 
 def test_a_probe_leaves_every_slot_free_and_says_what_it_measured():
