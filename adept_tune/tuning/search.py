@@ -16,7 +16,7 @@ from adept_tune.adapter import read_start
 from adept_tune.backbones.load import Precision, best_precision, fetch_weights
 from adept_tune.console import Console
 from adept_tune.errors import SpecError, StateError
-from adept_tune.methods import get_method
+from adept_tune.methods import IN_MODEL, get_method
 from adept_tune.tasks import Task, get_task
 from adept_tune.tasks.task import Protocol
 from adept_tune.tracking import MlflowTracker
@@ -110,7 +110,7 @@ def run_search(request: Request, console: Console) -> int:
         file = _space_file(request, task)
         folder = request.experiment or _new_folder(task, file.method)
         if not request.dry_run and request.resume is None:
-            _check_folder(folder)
+            check_folder(folder)
         materials = gather(
             task.reference,
             request.data_dir,
@@ -264,7 +264,7 @@ def _with_space(materials: Materials, spec: SearchSpec) -> Materials:
     """Search the space of the experiment; a newer version of the package may have another under the same name."""
     file = SpaceFile.model_validate(spec.space)
     space = resolve_space(file, materials.info.d_model, materials.task.max_source_length, spec.fixed)
-    return replace(materials, space=space)
+    return replace(materials, space=replace(space, method=materials.space.method))  # it has a model to count on
 
 
 def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
@@ -326,7 +326,12 @@ def _new_folder(task: Task, method: str) -> Path:
     return Path("runs") / f"{task.name}-{method}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """See that an experiment can begin in a folder.
+
+    Raises:
+        SpecError: It cannot; says why.
+    """
     if (folder / SPEC).exists() or (folder / JOURNAL).exists():
         raise SpecError(f"--experiment {folder}: an experiment lives there already; give another folder")
     if folder.exists() and not folder.is_dir():
@@ -364,7 +369,7 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
             finalists=request.finalists,
             seeds=request.seeds,
             seed=request.seed,
-            slots=request.slots or SLOTS[device],
+            slots=request.slots or (1 if file.method in IN_MODEL else SLOTS[device]),
             device=device,  # type: ignore[arg-type]  # pydantic checks it
             precision=request.precision or best_precision(device),
             rows_per_pass=ROWS_PER_PASS[device] if request.rows_per_pass is None else request.rows_per_pass,

@@ -3,8 +3,9 @@
 import numpy as np
 
 from adept_tune.engine.engine import Engine
+from adept_tune.engine.in_model import InModelEngine
 from adept_tune.engine.reading import Reader
-from adept_tune.methods import get_method
+from adept_tune.methods import IN_MODEL, INPUT_SIDE
 from adept_tune.tasks.metrics import chance
 from adept_tune.tasks.tokens import Ragged, TaskData, TokenSplit
 from tests.support.tiny import VOCABULARY, tiny_t5, tiny_tokenizer
@@ -57,7 +58,7 @@ def made_data(num_train: int = 40, num_validation: int = 24) -> TaskData:
 
 def made_engine(
     method: str = "adept", num_slots: int = 6, dtype=None, rows_per_pass=None, model=None, backbone=None, **options
-) -> Engine:
+) -> Engine | InModelEngine:
     """An engine over a tiny T5, or another backbone, and the made task."""
     import torch
 
@@ -67,13 +68,19 @@ def made_engine(
     dtype = dtype or torch.float32
     backbone = backbone or EncoderDecoder(model or tiny_t5(dtype=dtype))
     data = made_data()
-    reader = Reader(
-        backbone,
-        get_method(method),
-        TokenizerCodec(tiny_tokenizer()),
-        data.metric,
-        data.label_sets,
-        data.label_texts,
-        data.pad_id,
-    )
-    return Engine(backbone, get_method(method), data, reader, num_slots, rows_per_pass, dtype, **options)
+
+    def reader_over(driven):
+        return Reader(
+            driven,
+            INPUT_SIDE.get(method, INPUT_SIDE["prompt-tuning"]),
+            TokenizerCodec(tiny_tokenizer()),
+            data.metric,
+            data.label_sets,
+            data.label_texts,
+            data.pad_id,
+        )
+
+    if method in IN_MODEL:
+        return InModelEngine(backbone, IN_MODEL[method], data, reader_over, num_slots, rows_per_pass, dtype, **options)
+    reader = reader_over(backbone)
+    return Engine(backbone, INPUT_SIDE[method], data, reader, num_slots, rows_per_pass, dtype, **options)

@@ -87,7 +87,7 @@ def test_a_job_reports_often_and_is_evaluated_at_rungs_and_at_its_end(driven):
     ],
 )
 def test_reports_come_at_every_fortieth_of_the_way_and_where_a_rule_looks(max_steps, must, expected):
-    assert report_steps(max_steps, must) == expected
+    assert report_steps(max_steps, must, 40) == expected
 
 
 def test_a_job_travels_as_plain_values(driven):
