@@ -23,9 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         from adept_tune.console import Console
+        from adept_tune.tuning.comparison import run_comparison
         from adept_tune.tuning.search import run_search
 
-        return run_search(request(arguments), Console())
+        several = "," in (arguments.method or "")
+        return (run_comparison if several else run_search)(request(arguments), Console())
 
     return guarded(run)
 
@@ -40,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--task", required=True, help="name of a task, such as cola, or demo, which is embedded; a wrong one lists all"
     )
-    what.add_argument("--method", help="adept (default), lora, ...; a wrong one lists all")
+    what.add_argument(
+        "--method", help="adept (default), lora, ...; a wrong one lists all; several, with commas, are compared"
+    )
     what.add_argument("--model", help="Hub name or folder (default google-t5/t5-base with a GPU, t5-small without)")
     what.add_argument("--data-dir", type=Path, help="folder with TASK/SPLIT.{jsonl,csv,tsv,parquet} (default: the Hub)")
     what.add_argument(
