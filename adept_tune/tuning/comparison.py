@@ -20,7 +20,7 @@ from adept_tune.tasks import Task, get_task
 from adept_tune.tuning.record import Record
 from adept_tune.tuning.retrain import Spread
 from adept_tune.tuning.search import Request, check_folder, run_search
-from adept_tune.tuning.space import COMMON
+from adept_tune.tuning.space import settings_of
 from adept_tune.tuning.spec import SPEC
 
 COMPARISON, TABLE = "comparison.json", "comparison.md"
@@ -227,9 +227,9 @@ def _check(request: Request, methods: Sequence[str], task: Task) -> None:
         AdeptError: They cannot; says what to give.
     """
     for method in methods:
-        names = get_method(method).parameters
+        names = settings_of(get_method(method))
         for key in request.fixed or {}:
-            if key not in (*names, *COMMON):
+            if key not in names:
                 raise SpecError(f"--set {key}: method {method} has no such setting; give those that all methods have")
     if len(set(methods)) < len(methods):
         raise SpecError(f"--method {request.method}: names a method twice")

@@ -40,6 +40,7 @@ COMMON = (
     "wide_start",
     "labels",
 )
+_INPUT_SIDE = ("dropout", "prompt_init", "prompt_text", "wide_start")  # nothing inside the model heeds these
 _METHOD_FIELDS = ("prompt_length", "width", "prompt_lr", "offset_lr")
 _SIZES = ("prompt_length", "width")
 
@@ -271,6 +272,12 @@ def read_space(name: str) -> SpaceFile:
         raise SpaceError(f"{path}: {_faults(error)}") from error
 
 
+def settings_of(method: Method | InModel) -> list[str]:
+    """Names of all settings that a trial of a method heeds, its own first."""
+    ignored = _INPUT_SIDE if isinstance(method, InModel) else ()
+    return [*method.parameters, *(name for name in COMMON if name not in ignored)]
+
+
 def resolve_space(
     file: SpaceFile, d_model: int, source_length: int, fixed: Mapping[str, Value] | None = None
 ) -> SearchSpace:
@@ -293,7 +300,7 @@ def resolve_space(
     dimensions: dict[str, Dimension] = {}
     settled: Params = {}
     written = dict(file.parameters) | dict(fixed or {})
-    allowed = [*method.parameters, *COMMON]
+    allowed = settings_of(method)
     for name, value in written.items():
         if value is None:  # an overlay takes a parameter out
             continue

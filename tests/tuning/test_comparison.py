@@ -182,6 +182,7 @@ def test_a_dry_run_writes_nothing(searched: list[Request], tmp_path: Path) -> No
         ({"time_budget_s": 60.0}, "--time-budget: would give methods unequal effort"),
         ({"task": "sst2", "trials": 3}, "give --trials and --max-steps"),
         ({"fixed": {"rank": 3}}, "--set rank: method adept has no such setting"),
+        ({"fixed": {"dropout": 0.0}}, "--set dropout: method lora has no such setting"),
     ],
 )
 def test_what_cannot_be_equal_is_refused_before_any_search(

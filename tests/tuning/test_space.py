@@ -159,6 +159,7 @@ def test_every_shipped_space_resolves(path, d_model):
         ("lora", {"rank": {"low": 0, "high": 8}}, {}, "rank=0: trains nothing"),
         ("prefix-tuning", {"prefix_length": {"choices": [0, 8]}}, {}, "prefix_length=0: trains nothing"),
         ("full", {"rank": {"low": 1, "high": 8}}, {}, "rank: unknown parameter"),
+        ("full", {"dropout": 0.1}, {}, "dropout: unknown parameter"),
         ("ia3", {"prompt_lr": {"low": 0.1, "high": 1}}, {}, "prompt_lr: unknown parameter"),
     ],
 )
