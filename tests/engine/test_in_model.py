@@ -391,8 +391,13 @@ def test_a_prefix_of_a_decoder_is_read_as_pefts_is(family: str) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", [None, "gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [
+        *((method, family) for method in METHODS for family in (None, "gpt2", "llama")),
+        *(("prefix-tuning", family) for family in FAMILIES if family not in ("gpt2", "llama")),
+    ],
+)
 def test_greedy_decoding_is_the_argmax_of_its_own_output(method: str, family: str | None) -> None:
     pristine = EncoderDecoder(lively_t5(torch.float64)) if family is None else DecoderOnly(tiny_decoder(family), 1)
     engine = made_engine(method, 1, torch.float64, backbone=pristine)
