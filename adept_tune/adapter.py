@@ -42,7 +42,7 @@ def save_adapter(
     origin: Mapping[str, Any],
     versions: Mapping[str, str],
 ) -> None:
-    """Write an adapter folder, each file aside first. One of prompt tuning is a PEFT adapter as well.
+    """Write an adapter folder, each file aside first. Where PEFT has the method, it is a PEFT adapter as well.
 
     Args:
         folder: Made if absent; an adapter in it is replaced.
@@ -57,7 +57,8 @@ def save_adapter(
     from safetensors.torch import save
 
     from adept_tune.backbones import BackboneInfo
-    from adept_tune.portable import peft_files
+    from adept_tune.methods import IN_MODEL
+    from adept_tune.portable import in_model_files, peft_files
 
     blob = save(dict(state.tensors))
     description = {
@@ -92,11 +93,14 @@ def save_adapter(
     }
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / TENSORS, blob)
+    info, files = BackboneInfo(**backbone), {}
     if state.method == "prompt-tuning":
-        info = BackboneInfo(**backbone)
         revision = None if info.local else info.revision
-        for name, content in peft_files(state.tensors["prompt"], info.name, revision, info.is_decoder).items():
-            _replace(folder / name, content)
+        files = peft_files(state.tensors["prompt"], info.name, revision, info.is_decoder)
+    elif state.method in IN_MODEL:
+        files = in_model_files(IN_MODEL[state.method], info, state.sizes, state.tensors)
+    for name, content in files.items():
+        _replace(folder / name, content)
     _replace(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
 
 
@@ -131,6 +135,10 @@ def read_start(folder: Path, method: str, info: "BackboneInfo") -> tuple[bytes, 
         StateError: The files are missing or damaged.
         MethodError: The adapter is of another method or backbone.
     """
+    from adept_tune.methods import IN_MODEL
+
+    if method in IN_MODEL:
+        raise MethodError(f"--init-from {folder}: method {method} starts from the model; it is for input-side methods")
     description, _ = _read(folder)
     if description.method != method:
         raise MethodError(f"--init-from {folder}: an adapter of {description.method}; this search is of {method}")
@@ -148,6 +156,7 @@ class Adapter:
     Attributes:
         description: Content of `adapter.json`.
         tensors: The trained tensors by name.
+        sizes: Their sizes.
         tokenizer: The backbone's.
         info: The backbone that was loaded.
     """
@@ -155,15 +164,16 @@ class Adapter:
     def __init__(self, folder: Path, model: str | None, device: str) -> None:
         description, self.tensors = _read(folder)
         self.description = description.model_dump()
+        self.sizes = description.sizes
         self._task = _task(description, folder)
         self.info = _find_backbone(description, folder, model)
         self._reader, self._trained, self.tokenizer = _assemble(
-            description, self._task, self.tensors, self.info, device
+            description, self._task, self.tensors, self.info, device, folder
         )
 
     @property
     def backbone(self) -> "Backbone":
-        """The frozen model."""
+        """The frozen model; of a method inside the model, with what was trained in it."""
         return self._reader.backbone
 
     def shifted(self, tokens_TD: "Tensor") -> "Tensor":
@@ -304,7 +314,7 @@ def _read(folder: Path) -> tuple[_Description, dict[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from adept_tune.methods import get_method
+    from adept_tune.methods import InModel, get_method
 
     where = folder / DESCRIPTION
     try:
@@ -326,7 +336,8 @@ def _read(folder: Path) -> tuple[_Description, dict[str, Any]]:
         tensors = load(blob)
     except SafetensorError as error:
         raise StateError(f"{folder / TENSORS}: not readable ({error})") from error
-    for name, axes in method.axes.items():
+    shapes = {} if isinstance(method, InModel) else method.axes  # the model knows theirs, see `_assemble`
+    for name, axes in shapes.items():
         found, expected = tensors.get(name), description.sizes.of(axes)
         if found is None or tuple(found.shape) != expected:
             given = "nothing" if found is None else tuple(found.shape)
@@ -398,21 +409,35 @@ def _assemble(
     tensors: Mapping[str, Any],
     info: "BackboneInfo",
     device: str,
+    folder: Path,
 ) -> "tuple[Reader, Trained, Any]":
     """Backbone and adapter as a reader of one trial."""
+    import torch
+
     from adept_tune.backbones import load_backbone, load_tokenizer
     from adept_tune.backbones.codec import TokenizerCodec
+    from adept_tune.engine.in_model import fitted, no_prompt
     from adept_tune.engine.reading import Reader, Trained
-    from adept_tune.methods import get_method
+    from adept_tune.methods import INPUT_SIDE, InModel, get_method
     from adept_tune.tasks.tokens import Ragged
 
     tokenizer = load_tokenizer(info)
     backbone = load_backbone(info, device, description.precision)
+    method, sizes = get_method(description.method), description.sizes
+    if isinstance(method, InModel):
+        try:
+            backbone, _ = fitted(backbone, method, sizes, 0, tensors)
+        except MethodError as error:
+            raise StateError(f"{folder / TENSORS}: {error}") from None
+        method = INPUT_SIDE["prompt-tuning"]
+        trained = no_prompt(backbone, sizes, description.labels, torch.float32)
+    else:
+        trained = Trained.of_one(tensors, sizes, description.labels, backbone.device)
     style, texts = description.labels, tuple(description.label_texts)
     label_ids = [[*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for text in texts]
     reader = Reader(
         backbone,
-        get_method(description.method),
+        method,
         TokenizerCodec(tokenizer),
         task.metric,
         {style: Ragged.from_lists(label_ids)} if texts else {},
@@ -421,7 +446,7 @@ def _assemble(
         task.also,
         task.max_target_length,
     )
-    return reader, Trained.of_one(tensors, description.sizes, style, backbone.device), tokenizer
+    return reader, trained, tokenizer
 
 
 def _find_backbone(description: _Description, folder: Path, model: str | None) -> "BackboneInfo":

@@ -1,11 +1,14 @@
 """Exports that PEFT and transformers (5 or newer) load without this package.
 
+Prompt tuning, LoRA, IA3 and prefix tuning are PEFT adapters as they are; full fine-tuning is a model.
+
 ADePT's offset depends on the token alone. So it can be added to every row of the embedding table once, and what is left
 is plain prompt tuning on a model with another input table. (transformers 4 cannot hold such a T5: its encoder and
 decoder have one table.)
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adept_tune.adapter import Adapter
+    from adept_tune.backbones import BackboneInfo
+    from adept_tune.methods import InModel, Sizes
 
 PEFT_CONFIG, PEFT_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 MODEL = "model"
@@ -51,8 +56,40 @@ def peft_files(prompt_MD: "Tensor", base: str, revision: str | None, decoder: bo
     }
 
 
+def in_model_files(
+    method: "InModel", info: "BackboneInfo", sizes: "Sizes", tensors: "Mapping[str, Tensor]"
+) -> dict[str, bytes]:
+    """Content of the two files of a PEFT adapter, by name; nothing where PEFT does not have the method.
+
+    Args:
+        method: One inside the model.
+        info: The model.
+        sizes: The trial's sizes.
+        tensors: What was trained.
+    """
+    from safetensors.torch import save
+
+    found = method.peft_files(info.model_type, sizes, tensors)
+    if found is None:
+        return {}
+    config, numbers = found
+    config |= {
+        "task_type": "CAUSAL_LM" if info.is_decoder else "SEQ_2_SEQ_LM",
+        "base_model_name_or_path": info.name,
+        "revision": None if info.local else info.revision,
+        "inference_mode": True,
+    }
+    return {
+        PEFT_CONFIG: json.dumps(config, indent=2, default=sorted).encode() + b"\n",
+        PEFT_TENSORS: save({name: tensor.contiguous() for name, tensor in numbers.items()}),
+    }
+
+
 def export(adapter: "Adapter", folder: Path, fold: bool) -> None:
-    """Write an adapter of prompt tuning as a PEFT adapter; one of ADePT, folded, with its model in folder ``model``.
+    """Write an adapter so that PEFT or transformers loads it.
+
+    One of prompt tuning, LoRA, IA3 or prefix tuning is a PEFT adapter. One of ADePT is folded into a model in folder
+    ``model``, and one of full fine-tuning is a model there.
 
     Args:
         adapter: A loaded adapter.
@@ -60,12 +97,17 @@ def export(adapter: "Adapter", folder: Path, fold: bool) -> None:
         fold: Whether to add offsets to the model's table of input embeddings.
 
     Raises:
-        MethodError: The method has offsets that are not folded or cannot be, or none that could; or there is a model
-            in the folder.
+        MethodError: The method has offsets that are not folded or cannot be, or none that could, or a form that
+            neither library has; or there is a model in the folder.
         StorageError: The folder cannot be written.
     """
     from safetensors import SafetensorError
 
+    from adept_tune.methods import IN_MODEL
+
+    if adapter.description["method"] in IN_MODEL:
+        _export_in_model(adapter, IN_MODEL[adapter.description["method"]], folder, fold)
+        return
     method, backbone = adapter.description["method"], adapter.description["backbone"]
     decoder = adapter.info.is_decoder
     if method == "prompt-tuning" and fold:
@@ -94,6 +136,28 @@ def export(adapter: "Adapter", folder: Path, fold: bool) -> None:
         raise StorageError(f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
 
+def _export_in_model(adapter: "Adapter", method: "InModel", folder: Path, fold: bool) -> None:
+    if fold:
+        raise MethodError(f"method {method.name}: has no offsets to fold; leave --fold out")
+    files = in_model_files(method, adapter.info, adapter.sizes, adapter.tensors)
+    whole = method.name == "full"
+    if not files and not whole:
+        raise MethodError(
+            f"method {method.name}: PEFT has no form for it on {adapter.info.name}; use adept_tune.predict"
+        )
+    if whole and (folder / MODEL).exists():
+        raise MethodError(f"--to {folder}: has a model, perhaps that of other adapters; give another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        if whole:
+            adapter.backbone.model.save_pretrained(folder / MODEL)
+            adapter.tokenizer.save_pretrained(folder / MODEL)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
 def _write_model(adapter: "Adapter", folder: Path) -> None:
     """A model folder of transformers whose encoder reads shifted embeddings, and whose other parts are as they were.
 
@@ -102,7 +166,7 @@ def _write_model(adapter: "Adapter", folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    model = adapter.backbone.model  # type: ignore[attr-defined]  # an encoder-decoder's
+    model = adapter.backbone.model
     own = model.get_input_embeddings().weight
     table_VD = torch.empty(own.shape, dtype=torch.float32)
     for first in range(0, len(own), _ROWS):

@@ -1,4 +1,4 @@
-"""`python -m adept_tune.search`: search the hyper-parameters of an input adapter for one task on one model."""
+"""`python -m adept_tune.search`: search the hyper-parameters of a method for one task on one language model."""
 
 import argparse
 import os
@@ -23,9 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         from adept_tune.console import Console
+        from adept_tune.tuning.comparison import run_comparison
         from adept_tune.tuning.search import run_search
 
-        return run_search(request(arguments), Console())
+        several = "," in (arguments.method or "")
+        return (run_comparison if several else run_search)(request(arguments), Console())
 
     return guarded(run)
 
@@ -34,13 +36,15 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
         prog="python -m adept_tune.search",
-        description="Search the hyper-parameters of ADePT (or prompt tuning, DePT) for one task on one frozen model.",
+        description="Search the hyper-parameters of ADePT (or of LoRA and others) for one task on one model.",
     )
     what = p.add_argument_group("what")
     what.add_argument(
         "--task", required=True, help="name of a task, such as cola, or demo, which is embedded; a wrong one lists all"
     )
-    what.add_argument("--method", help="adept, dept or prompt-tuning (default: the space's, else adept)")
+    what.add_argument(
+        "--method", help="adept (default), lora, ...; a wrong one lists all; several, with commas, are compared"
+    )
     what.add_argument("--model", help="Hub name or folder (default google-t5/t5-base with a GPU, t5-small without)")
     what.add_argument("--data-dir", type=Path, help="folder with TASK/SPLIT.{jsonl,csv,tsv,parquet} (default: the Hub)")
     what.add_argument(

@@ -20,14 +20,13 @@ from safetensors.torch import load_file
 
 import adept_tune
 from adept_tune.adapter import DESCRIPTION, TENSORS, load_adapter, save_adapter
-from adept_tune.backbones import BackboneInfo, inspect_backbone, load_backbone, load_tokenizer
-from adept_tune.backbones.codec import TokenizerCodec
+from adept_tune.backbones import BackboneInfo, inspect_backbone, load_tokenizer
+from adept_tune.engine.build import build_engine
 from adept_tune.engine.config import TrialConfig
-from adept_tune.engine.engine import Engine
-from adept_tune.engine.reading import Evaluation, Reader
+from adept_tune.engine.reading import Evaluation
 from adept_tune.engine.state import TrialState
 from adept_tune.errors import AdeptError, BackboneError, StateError, TaskError
-from adept_tune.methods import METHODS
+from adept_tune.methods import IN_MODEL, METHODS
 from adept_tune.tasks import Task
 from adept_tune.tasks.rows import Rows, Splits
 from adept_tune.tasks.tokens import load_task_data, tokenizer_fingerprint
@@ -95,18 +94,16 @@ def export(
     """Train a little on a model folder, score the test rows, and save: as a search does at its end."""
     info = inspect_backbone(str(model))
     tokenizer = load_tokenizer(info)
-    backbone = load_backbone(info, "cpu", precision)
     splits = Splits(
         *(made_rows(s, n, n, task.columns) for s, n in (("train", 40), ("validation", 8), ("test", 30))),
         "here",
     )
     data = load_task_data(task, splits, tokenizer, tokenizer_fingerprint(tokenizer), folder / "cache")
-    codec, kind = TokenizerCodec(tokenizer), METHODS[method]
-    reader = Reader(backbone, kind, codec, data.metric, data.label_sets, data.label_texts, data.pad_id)
-    engine = Engine(backbone, kind, data, reader, num_slots=1)
+    engine = build_engine(info, METHODS[method], data, 1, precision=precision)
+    rate = 1e-3 if method in IN_MODEL else 1e-2
     slot = engine.join(
         TrialConfig(
-            prompt_length=4, width=3, batch_size=8, max_steps=50, warmup_steps=0, offset_lr=1e-2, labels="words"
+            prompt_length=4, width=3, batch_size=8, max_steps=50, warmup_steps=0, offset_lr=rate, labels="words"
         )
     )
     for _ in range(num_steps):
@@ -390,9 +387,19 @@ class TestDamage:
             load_adapter(folder)
 
     def test_unknown_method_is_refused_with_the_file(self, folder: Path) -> None:
-        rewrite(folder, lambda d: d.update(method="lora"))
-        with pytest.raises(StateError, match=f"{folder / DESCRIPTION}: .*lora"):
+        rewrite(folder, lambda d: d.update(method="sgd"))
+        with pytest.raises(StateError, match=f"{folder / DESCRIPTION}: .*sgd"):
             load_adapter(folder)
+
+    @pytest.mark.parametrize("method", sorted(IN_MODEL))
+    def test_tensors_of_another_method_are_refused(self, folder: Path, method: str) -> None:
+        rewrite(folder, lambda d: d.update(method=method))
+        with pytest.raises(StateError, match=f"{folder / TENSORS}: .* expected shape .* found"):
+            load_adapter(folder)
+        if "width" in METHODS[method].parameters.values():
+            rewrite(folder, lambda d: d.update(width=0))
+            with pytest.raises(StateError, match=f"{folder / TENSORS}: .*width=0"):
+                load_adapter(folder)
 
     def test_no_edited_entry_ends_in_a_traceback(self, folder: Path) -> None:
         values = [None, -1, 2.5, math.inf, "x", "{", [], {}]

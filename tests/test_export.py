@@ -14,7 +14,7 @@ from adept_tune.adapter import load_adapter, save_adapter
 from adept_tune.backbones import inspect_backbone
 from adept_tune.engine.build import build_engine
 from adept_tune.engine.config import TrialConfig
-from adept_tune.methods import METHODS
+from adept_tune.methods import IN_MODEL, METHODS
 from adept_tune.tasks.rows import Splits
 from adept_tune.tasks.tokens import load_task_data, tokenizer_fingerprint
 from tests.support.decoders import save_tiny_decoder
@@ -62,7 +62,7 @@ def adapter_of(folder: Path, model: Path, method: str, prompt_length: int = 4, p
             max_steps=40,
             warmup_steps=0,
             prompt_lr=0.5,
-            offset_lr=0.1,
+            offset_lr={"prefix-tuning": 0.3}.get(method, 1e-3) if method in IN_MODEL else 0.1,
             labels="words",
         )
     )
@@ -136,12 +136,44 @@ def test_a_decoders_adapter_of_prompt_tuning_is_one_of_peft(family: str, tmp_pat
     compared(adapter, base, adapter, "decoder", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [
+        *(("lora", None), ("ia3", None), ("prefix-tuning", None)),
+        *((method, family) for method in ("lora", "ia3", "prefix-tuning") for family in ("gpt2", "llama")),
+    ],
+)
+def test_an_adapter_inside_the_model_is_one_of_peft(method: str, family: str | None, tmp_path: Path) -> None:
+    if family is None:
+        base = save_backbone(tmp_path / "base", num_layers=3, num_decoder_layers=3)
+    else:
+        base = save_tiny_decoder(tmp_path / "base", family)
+    adapter = adapter_of(tmp_path, base, method)
+    kind = "t5" if family is None else "decoder"
+    compared(adapter, base, adapter, kind, tmp_path)
+    assert export.main(["--adapter", str(adapter), "--to", str(tmp_path / "out")]) == 0
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (adapter / name).read_bytes()
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_full_fine_tuning_is_exported_as_a_model(tied: bool, tmp_path: Path) -> None:
+    adapter = adapter_of(tmp_path, save_backbone(tmp_path / "base", tied=tied), "full")
+    assert export.main(["--adapter", str(adapter), "--to", str(tmp_path / "out")]) == 0
+    compared(adapter, tmp_path / "out" / "model", None, "t5", tmp_path)
+    assert export.main(["--adapter", str(adapter), "--to", str(tmp_path / "out")]) == 2
+
+
 def test_what_cannot_be_exported_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = save_backbone(tmp_path / "base")
     for method, arguments, said in (
         ("dept", ["--fold"], "method dept: its offsets depend on a token's place"),
         ("prompt-tuning", ["--fold"], "method prompt-tuning: has no offsets to fold"),
         ("adept", [], "method adept: without its offsets it is another adapter; give --fold"),
+        ("lora", ["--fold"], "method lora: has no offsets to fold"),
+        ("bitfit", [], "method bitfit: PEFT has no form for it"),
+        ("houlsby", [], "method houlsby: PEFT has no form for it"),
+        ("prefix-tuning", [], "method prefix-tuning: PEFT has no form for it"),  # on an even number of layers
     ):
         adapter = adapter_of(tmp_path / method, base, method)
         assert export.main(["--adapter", str(adapter), "--to", str(tmp_path / "out"), *arguments]) == 2

@@ -23,6 +23,7 @@ class Backbone(ABC):
         vocab_size: Rows of the input embedding table.
         device: Where the weights are.
         dtype: What the weights and activations are held in.
+        model: The transformers model.
         eos_id: Token that ends a target.
         pad_id: Token that fills short rows.
     """
@@ -33,6 +34,11 @@ class Backbone(ABC):
     dtype: torch.dtype
     eos_id: int
     pad_id: int
+    model: Any
+
+    @abstractmethod
+    def over(self, model: Any) -> "Backbone":
+        """Drive another model of the same kind: a private copy, changed by a method that trains inside it."""
 
     @property
     @abstractmethod
@@ -81,6 +87,22 @@ class Backbone(ABC):
         """Loss of each target token from the hidden state before it, zero on padding; logits only where a token is."""
         nll = F.cross_entropy(self._logits(hidden_NTD[mask_NT]), target_NT[mask_NT], reduction="none")
         return torch.zeros(target_NT.shape, dtype=nll.dtype, device=nll.device).masked_scatter(mask_NT, nll)
+
+    def _prefixed_cache(self, num_rows: int) -> Any:
+        """A cache for the decoder's self-attention; where a prefix was trained into the model, it begins with it."""
+        from transformers import DynamicCache
+
+        prefix = self._prefix
+        if prefix is None:
+            return DynamicCache()
+        layers = prefix.permute(1, 2, 3, 0, 4)[:, :, None].expand(-1, -1, num_rows, -1, -1, -1)
+        return DynamicCache([(layer[0], layer[1]) for layer in layers])
+
+    @property
+    def _prefix(self) -> Tensor | None:
+        """Keys and values `(tokens, layers, 2, heads, width of a head)` that the decoder attends to first."""
+        prefix: Tensor | None = getattr(self.model, "key_value_prefix", None)
+        return prefix
 
     def _greedily(self, next_logits: Callable[[Tensor | None], Tensor], num_rows: int, max_tokens: int) -> Tensor:
         """Greedy decoding by a function from the last tokens `(rows,)`, None at first, to the next logits.

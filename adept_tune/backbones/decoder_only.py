@@ -45,25 +45,33 @@ class DecoderOnly(Backbone):
         self._softcap = getattr(model.config, "final_logit_softcapping", None)
         self._table_VD: Tensor = embedding(every) if scaled else embedding.weight
 
+    def over(self, model: Any) -> "DecoderOnly":
+        """See `Backbone`."""
+        return DecoderOnly(model, self.eos_id)
+
     @property
     def table_VD(self) -> Tensor:
         """The input embeddings, scaled where the model scales them."""
         return self._table_VD
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """See `Backbone`; through the model's own layer, which may be trained."""
+        embeds: Tensor = self.model.get_input_embeddings()(ids)
+        return embeds
+
     def target_nll(self, embeds_NSD: Tensor, mask_NS: Tensor, target_NT: Tensor, target_mask_NT: Tensor) -> Tensor:
         """See `Backbone`."""
         source_NSD, mask_NS = _to_the_right(embeds_NSD.to(self.dtype), mask_NS)
         whole = torch.cat([source_NSD, self.embed(target_NT[:, :-1])], dim=1)
-        hidden = self._run(whole, torch.cat([mask_NS, target_mask_NT[:, :-1]], dim=1))
+        mask = torch.cat([self._with_prefix(mask_NS), target_mask_NT[:, :-1]], dim=1)
+        hidden = self._run(whole, mask, None if self._prefix is None else self._prefixed_cache(len(mask)))
         return self._nll(hidden[:, source_NSD.shape[1] - 1 :], target_NT, target_mask_NT)
 
     @torch.no_grad()
     def read(self, embeds_NSD: Tensor, mask_NS: Tensor) -> _Source:
         """Run over the sources once."""
-        from transformers import DynamicCache
-
         source_NSD, mask_NS = _to_the_right(embeds_NSD.to(self.dtype), mask_NS)
-        cache = DynamicCache()
+        cache, mask_NS = self._prefixed_cache(len(mask_NS)), self._with_prefix(mask_NS)
         return _Source(cache, self._run(source_NSD, mask_NS, cache)[:, -1], mask_NS)
 
     @torch.no_grad()
@@ -99,6 +107,12 @@ class DecoderOnly(Backbone):
         if written:
             source.cache.crop(-len(written))
         return tokens_NT
+
+    def _with_prefix(self, mask_NS: Tensor) -> Tensor:
+        """A mask of sources, and before it that of a prefix trained into the model."""
+        if self._prefix is None:
+            return mask_NS
+        return torch.cat([mask_NS.new_ones(len(mask_NS), len(self._prefix)), mask_NS], dim=1)
 
     def _go_on(self, source: _Source, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
         """Hidden states of further tokens, which the cache takes up; the mask is of all that come after the source."""

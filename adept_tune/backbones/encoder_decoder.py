@@ -38,6 +38,10 @@ class EncoderDecoder(Backbone):
         # T5 v1.0 scales what enters its tied head; transformers says which models do.
         self._scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
 
+    def over(self, model: Any) -> "EncoderDecoder":
+        """See `Backbone`."""
+        return EncoderDecoder(model)
+
     @property
     def table_VD(self) -> Tensor:
         """The shared embedding table."""
@@ -46,11 +50,16 @@ class EncoderDecoder(Backbone):
 
     def target_nll(self, embeds_NSD: Tensor, mask_NS: Tensor, target_NT: Tensor, target_mask_NT: Tensor) -> Tensor:
         """See `Backbone`. Vocabulary logits are made only where there is a target token."""
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        prefixed = self._prefix is not None
+        cache = EncoderDecoderCache(self._prefixed_cache(len(mask_NS)), DynamicCache()) if prefixed else None
         decoded_NTD = self.model.decoder(
             input_ids=self._begun(target_NT),
             encoder_hidden_states=self._encode(embeds_NSD, mask_NS),
             encoder_attention_mask=mask_NS,
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=prefixed,
         ).last_hidden_state
         return self._nll(decoded_NTD, target_NT, target_mask_NT)
 
@@ -101,9 +110,9 @@ class EncoderDecoder(Backbone):
 
     def _cache(self, source: _Source) -> Any:
         """A fresh self-attention cache beside the source's own cross-attention one."""
-        from transformers import DynamicCache, EncoderDecoderCache
+        from transformers import EncoderDecoderCache
 
-        return EncoderDecoderCache(DynamicCache(config=self.model.decoder.config), source.cross_cache)
+        return EncoderDecoderCache(self._prefixed_cache(len(source.mask_NS)), source.cross_cache)
 
     def _decode(self, source: _Source, ids_NT: Tensor, cache: Any) -> Tensor:
         decoded: Tensor = self.model.decoder(

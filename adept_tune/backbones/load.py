@@ -139,6 +139,26 @@ def load_tokenizer(info: BackboneInfo) -> Any:
         return AutoTokenizer.from_pretrained(info.name, revision=info.revision)
 
 
+def load_skeleton(info: BackboneInfo) -> Any:
+    """The model without its numbers, on torch's meta device: to count on.
+
+    Raises:
+        BackboneError: transformers cannot make a model of its configuration.
+        HubError: The Hub cannot be reached and the configuration is not cached.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    kind = AutoModelForCausalLM if info.is_decoder else AutoModelForSeq2SeqLM
+    with hub.access(f"the model {info.name}", "--model DIR"):
+        config = AutoConfig.from_pretrained(info.name, **({} if info.local else {"revision": info.revision}))
+    try:
+        with torch.device("meta"):
+            return kind.from_config(config)
+    except Exception as error:  # whatever a configuration that does not fit leads transformers and torch to
+        raise BackboneError(f"model {info.name}: config.json makes no model ({error})") from error
+
+
 def load_backbone(info: BackboneInfo, device: str, precision: Precision = "fp32") -> Backbone:
     """Load the weights, frozen, with an explicit dtype and SDPA attention.
 

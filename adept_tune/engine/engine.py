@@ -18,10 +18,10 @@ from torch import Tensor
 
 from adept_tune.backbones.base import Backbone
 from adept_tune.engine.config import TrialConfig
-from adept_tune.engine.memory import Need, forget_peak, peak_bytes, ran_out, release, taken_bytes
+from adept_tune.engine.memory import Need, ran_out, release
 from adept_tune.engine.optimizer import Rates, adamw, clip
 from adept_tune.engine.order import batch_rows
-from adept_tune.engine.packing import Piece, Stack, passes, stack
+from adept_tune.engine.packing import Piece, Stack, Tally, passes, stack
 from adept_tune.engine.reading import Evaluation, Halted, Reader, Trained, never
 from adept_tune.engine.state import TrialState
 from adept_tune.errors import MethodError
@@ -30,8 +30,6 @@ from adept_tune.methods.dropout import keep_factors
 from adept_tune.methods.layout import Layout
 from adept_tune.methods.start import initial_prompt, transferred
 from adept_tune.tasks.tokens import Ragged, TaskData, pad
-
-PROBE_ROWS = 8, 32  # of the passes that tell how much memory a token takes
 
 
 @dataclass
@@ -92,7 +90,7 @@ class Engine:
         self._layout = self._new_layout(*widest)
         self._prompt_columns_N = self._layout.prompt_columns(self._device)
         self._flat = [self._zeros(self._layout) for _ in range(3)]
-        self._num_tokens = np.zeros(2, dtype=np.int64)
+        self._tally = Tally()
 
     # -- slots ---------------------------------------------------------------------------------------------------
 
@@ -166,9 +164,7 @@ class Engine:
 
     def num_tokens(self) -> tuple[int, int]:
         """Tokens of all training passes since the last call, prompts included: real ones, and with padding."""
-        real, read = self._num_tokens.tolist()
-        self._num_tokens[:] = 0
-        return real, read
+        return self._tally.take()
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -224,18 +220,15 @@ class Engine:
         """Memory of a training pass, from two passes of a trial over the longest rows; nothing is trained."""
         seat, train = self._seat(slot), self.data.train
         index_J = torch.tensor([slot], device=self._device)
-        measured = []
-        for num_rows in PROBE_ROWS:
+
+        def run(num_rows: int) -> int:
             rows = np.resize(np.argsort(-train.sources.lengths, kind="stable"), num_rows)
             (pieces,) = passes([rows], [seat.sizes.prompt_length], train.sources.lengths, None)
             batch = stack(pieces, train.sources, self.data.pad_id, self._device)
-            self._backward([seat], pieces, batch, index_J)  # the first of a size pays for work space
-            release(self._device)
-            before = taken_bytes(self._device)
-            forget_peak(self._device)
             self._backward([seat], pieces, batch, index_J)
-            measured.append((batch.mask_PW.numel(), peak_bytes(self._device) - before))
-        return Need.measured(*measured)
+            return batch.mask_PW.numel()
+
+        return Need.of_passes(run, self._device)
 
     def score_state(self, state: TrialState, split: Literal["validation", "test"]) -> Evaluation:
         """Score a saved trial alone on a split; it takes no slot."""
@@ -283,7 +276,7 @@ class Engine:
         nll_PT = self.backbone.target_nll(embeds_PWD, batch.mask_PW, target_PT, target_mask_PT)
         nll_J = leaf_JN.new_zeros(len(pieces)).index_add(0, batch.piece_P, nll_PT.sum(1).to(self._dtype))
         (gradient_JN,) = torch.autograd.grad(nll_J.sum(), leaf_JN)
-        self._num_tokens += np.array([batch.num_tokens, batch.mask_PW.numel()])
+        self._tally.add(batch)
         return nll_J.detach(), gradient_JN
 
     def _update(self, seats: Sequence[_Seat], index_K: Tensor, loss_K: Tensor, gradient_KN: Tensor) -> None:

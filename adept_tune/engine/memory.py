@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def release(device: torch.device) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+PROBE_ROWS = 8, 32  # of the passes that tell how much memory a token takes
+
+
 @dataclass(frozen=True)
 class Need:
     """Memory of a pass on top of what is always there: close to affine in its tokens.
@@ -44,6 +48,19 @@ class Need:
         """From tokens and bytes of two passes."""
         per_token = max(0.0, (large[1] - small[1]) / (large[0] - small[0]))
         return cls(max(0.0, small[1] - per_token * small[0]), per_token)
+
+    @classmethod
+    def of_passes(cls, run: Callable[[int], int], device: torch.device) -> "Need":
+        """From two passes; `run` makes one of so many rows and gives its tokens."""
+        found = []
+        for num_rows in PROBE_ROWS:
+            run(num_rows)  # the first of a size pays for work space
+            release(device)
+            before = taken_bytes(device)
+            forget_peak(device)
+            tokens = run(num_rows)
+            found.append((tokens, peak_bytes(device) - before))
+        return cls.measured(*found)
 
     def of(self, tokens: int) -> float:
         """Bytes of a pass."""

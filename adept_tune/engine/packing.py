@@ -61,6 +61,24 @@ class Stack:
     num_tokens: int
 
 
+class Tally:
+    """Counts the tokens of passes, prompts included: real ones, and with padding."""
+
+    def __init__(self) -> None:
+        self._real = self._read = 0
+
+    def add(self, batch: Stack) -> None:
+        """Count a pass."""
+        self._real += batch.num_tokens
+        self._read += batch.mask_PW.numel()
+
+    def take(self) -> tuple[int, int]:
+        """What was counted since the last call."""
+        taken = self._real, self._read
+        self._real = self._read = 0
+        return taken
+
+
 def passes(
     rows: Sequence[NDArray[np.int64]],
     prompt_lengths: Sequence[int],

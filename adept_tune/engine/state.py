@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adept_tune.engine.config import TrialConfig
 from adept_tune.errors import MethodError, StateError
-from adept_tune.methods import get_method
+from adept_tune.methods import InModel, get_method
 from adept_tune.methods.base import Sizes
 
 FORMAT = 1
@@ -110,10 +110,13 @@ class TrialState:
             method = get_method(self.method)
         except MethodError as error:
             raise StateError(f"{where}: {error}") from None
-        for name, axes in method.axes.items():
+        if isinstance(method, InModel):  # the model knows their shapes, see `fitted`
+            shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        else:
+            shapes = {name: self.sizes.of(axes) for name, axes in method.axes.items()}
+        for name, expected in shapes.items():
             for kind in ("tensors", *_MOMENTS):
                 found = getattr(self, kind).get(name)
-                expected = self.sizes.of(axes)
                 if found is None or tuple(found.shape) != expected:
                     given = "nothing" if found is None else tuple(found.shape)
                     raise StateError(f"{where}: {kind} {name}: expected shape {expected}, found {given}")

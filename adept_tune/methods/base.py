@@ -16,6 +16,8 @@ from torch import Tensor
 
 Rate = Literal["prompt", "offset"]
 
+NUM_REPORTS = 40  # DESIGN, contract of a trial: loss and state at least every max_steps/40
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -56,6 +58,7 @@ class Method(ABC):
         rate: Which of the two learning rates moves each tensor.
         parameters: Names a search space uses for the method's own settings, and the trial setting each one is.
         has_dropout: Whether the method drops bottleneck units in training.
+        num_reports: How often a trial reports its state on its way.
     """
 
     name: ClassVar[str]
@@ -63,6 +66,7 @@ class Method(ABC):
     rate: ClassVar[Mapping[str, Rate]]
     parameters: ClassVar[Mapping[str, str]]
     has_dropout: ClassVar[bool] = False
+    num_reports: ClassVar[int] = NUM_REPORTS
 
     def num_parameters(self, sizes: Sizes) -> int:
         """Exact number of trained numbers."""

@@ -112,6 +112,7 @@ class Experiment:
             self._store,
             self._listeners,
             out_of_time,
+            space.method.num_reports,
         )
 
     def _tracked(self, phase: Callable[[], int], resuming: str) -> int:
@@ -180,7 +181,10 @@ class Experiment:
             return 3
         names = ", ".join(str(trial.number) for trial in finalists)
         self.console.say(f"Retraining trials {names} over {self.spec.seeds} seeds each.")
-        retrain = Retrain(finalists, self.spec.seeds, self.spec.seed, self._journal, self._store, self._listeners)
+        every = self.materials.space.method.num_reports
+        retrain = Retrain(
+            finalists, self.spec.seeds, self.spec.seed, self._journal, self._store, self._listeners, every
+        )
         retraining = [i for i, event in enumerate(events) if event["event"] == "retraining"]
         if retraining and retrain.same(events[retraining[-1]]):
             retrain.replay(events[retraining[-1] :])

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from adept_tune.tuning.work import Report
 
 if TYPE_CHECKING:
+    from adept_tune.engine.build import TrialEngine as Engine
     from adept_tune.engine.config import TrialConfig
-    from adept_tune.engine.engine import Engine
     from adept_tune.engine.reading import Evaluation
     from adept_tune.tasks.tokens import TaskData
 

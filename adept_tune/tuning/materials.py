@@ -1,11 +1,12 @@
 """What a search works on, loaded and checked before anything is spent."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adept_tune.backbones import BackboneInfo, inspect_backbone, load_tokenizer
+from adept_tune.backbones import BackboneInfo, inspect_backbone, load_skeleton, load_tokenizer
 from adept_tune.errors import SpecError
+from adept_tune.methods import InModel
 from adept_tune.tasks import Task, get_task
 from adept_tune.tasks.execution import check_permitted
 from adept_tune.tasks.rows import Splits, load_splits
@@ -49,6 +50,8 @@ def gather(
     info = inspect_backbone(model, revision)
     settled = dict(fixed or {}) | ({"labels": labels} if labels else {})
     space = resolve_space(file, info.d_model, task.max_source_length, settled)
+    if isinstance(space.method, InModel):
+        space = replace(space, method=space.method.on(load_skeleton(info)))
     splits = load_splits(task, data_dir)
     tokenizer = load_tokenizer(info)
     data = load_task_data(task, splits, tokenizer, tokenizer_fingerprint(tokenizer), default_cache_dir())

@@ -12,6 +12,7 @@ from typing import Any
 
 from adept_tune.engine.state import TrialState
 from adept_tune.errors import StateError
+from adept_tune.methods.base import NUM_REPORTS
 from adept_tune.tuning.journal import Event, Journal, Listener
 from adept_tune.tuning.samplers import derive_seed
 from adept_tune.tuning.store import Store
@@ -119,6 +120,7 @@ class Retrain(Work):
         journal: Where events are kept.
         store: Where states are kept.
         listeners: Told of every event after it is journalled.
+        num_reports: How often a retraining reports on its way.
     """
 
     def __init__(
@@ -129,10 +131,11 @@ class Retrain(Work):
         journal: Journal,
         store: Store,
         listeners: Sequence[Listener] = (),
+        num_reports: int = NUM_REPORTS,
     ) -> None:
         self.finalists = list(finalists)
         self.reruns = {
-            rerun_name(trial.number, seed): _rerun(trial, seed, search_seed)
+            rerun_name(trial.number, seed): _rerun(trial, seed, search_seed, num_reports)
             for trial in finalists
             for seed in range(1, num_seeds + 1)
         }
@@ -275,13 +278,13 @@ class Retrain(Work):
         self._journal.tell({"event": kind, "trial": rerun.trial, "seed": rerun.seed} | fields, self._listeners)
 
 
-def _rerun(trial: TrialRecord, seed: int, search_seed: int) -> Rerun:
+def _rerun(trial: TrialRecord, seed: int, search_seed: int, num_reports: int) -> Rerun:
     config = trial.config.model_copy(
         update={
             "seed": derive_seed(search_seed, "retrain", seed),
             "data_seed": derive_seed(search_seed, "retrain order", seed),
         }
     )
-    steps = report_steps(config.max_steps, [])
+    steps = report_steps(config.max_steps, [], num_reports)
     job = Job(rerun_name(trial.number, seed), config, steps, frozenset({config.max_steps}))
     return Rerun(trial.number, seed, job)

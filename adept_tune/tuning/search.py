@@ -17,7 +17,7 @@ from adept_tune.adapter import read_start
 from adept_tune.backbones.load import Precision, best_precision, fetch_weights
 from adept_tune.console import Console
 from adept_tune.errors import SpecError, StateError
-from adept_tune.methods import get_method
+from adept_tune.methods import IN_MODEL, get_method
 from adept_tune.tasks import Task, get_task
 from adept_tune.tasks.task import Protocol
 from adept_tune.tracking import MlflowTracker
@@ -123,7 +123,7 @@ def run_search(request: Request, console: Console) -> int:
         file = _space_file(request, task)
         folder = request.experiment or _new_folder(task, file.method)
         if not request.dry_run and request.resume is None:
-            _check_folder(folder)
+            check_folder(folder)
         materials = gather(
             task.reference,
             request.data_dir,
@@ -260,6 +260,11 @@ def _widest(space: SearchSpace) -> tuple[int, int]:
     return max(size.prompt_length for size in sizes), max(size.width for size in sizes)
 
 
+def companies(method: str, device: str) -> list[int]:
+    """Trials at once that the probe tries; those inside the model share nothing, and each has a copy of it."""
+    return [1] if method in IN_MODEL else COMPANIES[device]
+
+
 def _device(request: Request, start_ray: Callable[[], None]) -> Literal["cpu", "cuda"]:
     if request.device == "cpu":
         return "cpu"
@@ -280,7 +285,7 @@ def _with_space(materials: Materials, spec: SearchSpec) -> Materials:
     """Search the space of the experiment; a newer version of the package may have another under the same name."""
     file = SpaceFile.model_validate(spec.space)
     space = resolve_space(file, materials.info.d_model, materials.task.max_source_length, spec.fixed)
-    return replace(materials, space=space)
+    return replace(materials, space=replace(space, method=materials.space.method))  # it has a model to count on
 
 
 def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
@@ -345,7 +350,12 @@ def _new_folder(task: Task, method: str) -> Path:
     return Path("runs") / f"{task.name}-{method}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """See that an experiment can begin in a folder.
+
+    Raises:
+        SpecError: It cannot; says why.
+    """
     if (folder / SPEC).exists() or (folder / JOURNAL).exists():
         raise SpecError(f"--experiment {folder}: an experiment lives there already; give another folder")
     if folder.exists() and not folder.is_dir():
@@ -383,7 +393,7 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
             finalists=request.finalists,
             seeds=request.seeds,
             seed=request.seed,
-            slots=request.slots or COMPANIES[device][-1],
+            slots=request.slots or companies(file.method, device)[-1],
             device=device,  # type: ignore[arg-type]  # pydantic checks it
             precision=request.precision or best_precision(device),
             tokens_per_pass=request.tokens_per_pass,
@@ -447,7 +457,11 @@ def _planned(request: Request, draft: SearchSpec, materials: Materials, broker: 
     whole = share_of(draft.device, 1, num_cpus())
     devices = whole.concurrent
     most, of_each = affordable_slots(devices), math.ceil((request.trials or MOST_TRIALS) / devices)
-    tried = [request.slots] if request.slots else sorted({min(slots, most) for slots in COMPANIES[draft.device]})
+    tried = (
+        [request.slots]
+        if request.slots
+        else sorted({min(slots, most) for slots in companies(draft.method, draft.device)})
+    )
     slots_of = {min(slots, of_each): slots for slots in reversed(tried)}
     limits = TOKENS_PER_PASS[draft.device] if draft.tokens_per_pass is None else [draft.tokens_per_pass]
     (probed,) = ask(broker, whole, "probe", (config.model_dump(mode="json"), sorted(slots_of), limits))

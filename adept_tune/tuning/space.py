@@ -19,8 +19,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from adept_tune.engine.config import TrialConfig
 from adept_tune.errors import SpaceError
-from adept_tune.methods import METHODS, get_method
-from adept_tune.methods.base import Method, Sizes
+from adept_tune.methods import METHODS, InModel, Method, get_method
+from adept_tune.methods.base import Sizes
 
 Value = int | float | str | bool
 Params = dict[str, Value]
@@ -40,7 +40,9 @@ COMMON = (
     "wide_start",
     "labels",
 )
+_INPUT_SIDE = ("dropout", "prompt_init", "prompt_text", "wide_start")  # nothing inside the model heeds these
 _METHOD_FIELDS = ("prompt_length", "width", "prompt_lr", "offset_lr")
+_SIZES = ("prompt_length", "width")
 
 
 def _number(value: object) -> object:
@@ -136,7 +138,7 @@ class SearchSpace:
     """A checked space.
 
     Attributes:
-        method: What is trained.
+        method: What is trained; one inside the model counts its parameters only when given a skeleton.
         dimensions: What is searched, by the method's names.
         fixed: Settings that differ from a trial's defaults but are not searched.
         budget: Most trained numbers a trial, or None.
@@ -145,7 +147,7 @@ class SearchSpace:
         d_model: Width of the backbone's embeddings.
     """
 
-    method: Method
+    method: Method | InModel
     dimensions: Mapping[str, Dimension]
     fixed: Params
     budget: int | None
@@ -157,9 +159,9 @@ class SearchSpace:
         """Trial settings of a point of the space, the width derived where there is a budget."""
         names = self.method.parameters
         settings = {names.get(name, name): value for name, value in (self.fixed | params).items()}
-        if "width" not in names.values():
-            settings["width"] = 0
-        elif self.budget is not None:
+        settings |= {size: 0 for size in _SIZES if size not in names.values()}
+        if self.budget is not None and "width" in names.values():
+            assert isinstance(self.method, Method), "a budget is of an input-side method"
             length = int(settings.get("prompt_length", TrialConfig.model_fields["prompt_length"].default))
             width = self.method.width_within(self.budget, length, self.d_model, self.source_length)
             settings["width"] = -1 if width is None else width
@@ -186,7 +188,7 @@ class SearchSpace:
 
     def corners(self) -> Iterator[Params]:
         """Extreme points of the space, over the dimensions that set sizes; the others stay at their first end."""
-        sizes = [name for name in self.dimensions if _field(name, self.method) in ("prompt_length", "width")]
+        sizes = [name for name in self.dimensions if _field(name, self.method) in _SIZES]
         rest = {name: dim.corners()[0] for name, dim in self.dimensions.items() if name not in sizes}
         for values in product(*(self.dimensions[name].corners() for name in sizes)):
             yield rest | dict(zip(sizes, values, strict=True))
@@ -270,6 +272,12 @@ def read_space(name: str) -> SpaceFile:
         raise SpaceError(f"{path}: {_faults(error)}") from error
 
 
+def settings_of(method: Method | InModel) -> list[str]:
+    """Names of all settings that a trial of a method heeds, its own first."""
+    ignored = _INPUT_SIDE if isinstance(method, InModel) else ()
+    return [*method.parameters, *(name for name in COMMON if name not in ignored)]
+
+
 def resolve_space(
     file: SpaceFile, d_model: int, source_length: int, fixed: Mapping[str, Value] | None = None
 ) -> SearchSpace:
@@ -292,7 +300,7 @@ def resolve_space(
     dimensions: dict[str, Dimension] = {}
     settled: Params = {}
     written = dict(file.parameters) | dict(fixed or {})
-    allowed = [*method.parameters, *COMMON]
+    allowed = settings_of(method)
     for name, value in written.items():
         if value is None:  # an overlay takes a parameter out
             continue
@@ -350,12 +358,17 @@ def _may_stand(point: Any, parameters: Mapping[str, Any]) -> bool:
     return True
 
 
-def _field(name: str, method: Method) -> str:
+def _field(name: str, method: Method | InModel) -> str:
     return method.parameters.get(name, name)
 
 
 def _place(
-    name: str, value: Any, method: Method, dimensions: dict[str, Dimension], settled: Params, faults: list[str]
+    name: str,
+    value: Any,
+    method: Method | InModel,
+    dimensions: dict[str, Dimension],
+    settled: Params,
+    faults: list[str],
 ) -> None:
     """Sort one written parameter into searched or fixed, or note what is wrong with it."""
     field = TrialConfig.model_fields[_field(name, method)]
@@ -407,10 +420,17 @@ def _whole(span: Range) -> Range:
 
 
 def _budget_faults(
-    file: SpaceFile, method: Method, dimensions: dict[str, Dimension], settled: Params, d_model: int, source_length: int
+    file: SpaceFile,
+    method: Method | InModel,
+    dimensions: dict[str, Dimension],
+    settled: Params,
+    d_model: int,
+    source_length: int,
 ) -> list[str]:
     if file.budget is None:
         return []
+    if isinstance(method, InModel):
+        return [f"budget={file.budget}: method {method.name} has no prompt to trade for a width; take the budget out"]
     width = next((name for name, setting in method.parameters.items() if setting == "width"), None)
     if width is not None and (width in dimensions or width in settled):
         return [f"{width}: follows from budget={file.budget} and the prompt length; take it out, or the budget"]
@@ -433,6 +453,11 @@ def _corner_faults(space: SearchSpace) -> list[str]:
             for fault in error.errors():
                 faults[_explain(fault, params, space)] = None
             continue
+        if isinstance(space.method, InModel):
+            for name, field in space.method.parameters.items():
+                if field in _SIZES and getattr(config, field) == 0:
+                    faults[f"{name}=0: trains nothing; it must be at least 1"] = None
+            continue
         num = space.method.num_parameters(config.sizes(space.d_model, space.source_length))
         if space.budget is not None and num > space.budget:
             faults[f"prompt_length={config.prompt_length}: takes {num} numbers, over budget={space.budget}"] = None
@@ -443,7 +468,7 @@ def _corner_faults(space: SearchSpace) -> list[str]:
 
 def _explain(fault: Any, params: Params, space: SearchSpace) -> str:
     setting = str(fault["loc"][0]) if fault["loc"] else "settings"
-    if setting == "width" and space.budget is not None:
+    if setting == "width" and space.budget is not None and isinstance(space.method, Method):
         spare = space.budget - space.method.num_parameters(Sizes(0, 0, space.d_model, space.source_length))
         length = space.settings(params)["prompt_length"]
         return (

@@ -12,6 +12,7 @@ from typing import Any
 
 from adept_tune.engine.config import TrialConfig
 from adept_tune.errors import StateError
+from adept_tune.methods.base import NUM_REPORTS
 from adept_tune.tasks.metrics import Score
 from adept_tune.tuning.journal import Event, Journal, Listener
 from adept_tune.tuning.rungs import Decision, Rule, standing
@@ -90,6 +91,7 @@ class Study(Work):
         store: Where states are kept.
         listeners: Told of every event after it is journalled.
         out_of_time: Asked before a proposal and at each report; true winds the search up.
+        num_reports: How often a trial reports on its way.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Study(Work):
         store: Store,
         listeners: Sequence[Listener] = (),
         out_of_time: Callable[[], bool] = lambda: False,
+        num_reports: int = NUM_REPORTS,
     ) -> None:
         self.trials: dict[int, TrialRecord] = {}
         self.rule = rule
@@ -118,6 +121,7 @@ class Study(Work):
         self._store = store
         self._listeners = tuple(listeners)
         self._out_of_time = out_of_time
+        self._num_reports = num_reports
         self._open: list[int] = []
 
     # -- work ----------------------------------------------------------------------------------------------------
@@ -246,7 +250,9 @@ class Study(Work):
         record = self.trials[number]
         last = record.config.max_steps
         evaluations = [*self.rule.steps(number), last]
-        return Job(record.name, record.config, report_steps(last, evaluations), frozenset(evaluations))
+        return Job(
+            record.name, record.config, report_steps(last, evaluations, self._num_reports), frozenset(evaluations)
+        )
 
     def _take(self, record: TrialRecord, report: Report) -> None:
         record.reports[report.step] = report

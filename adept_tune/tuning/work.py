@@ -135,10 +135,7 @@ class Work(ABC):
         """A job is over; the first end counts, later ones change nothing."""
 
 
-def report_steps(max_steps: int, must: tuple[int, ...] | list[int]) -> tuple[int, ...]:
-    """Steps to report at: about every fortieth of the way, and wherever a rule wants to look.
-
-    Source: DESIGN, contract of a trial (loss and state at least every max_steps/40).
-    """
-    every = max(1, max_steps // 40)
+def report_steps(max_steps: int, must: tuple[int, ...] | list[int], num_reports: int) -> tuple[int, ...]:
+    """Steps to report at: so many on the way, which the method says, and wherever a rule wants to look."""
+    every = max(1, max_steps // num_reports)
     return tuple(sorted({*range(every, max_steps, every), *must, max_steps}))

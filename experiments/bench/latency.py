@@ -30,7 +30,7 @@ from adept_tune.backbones import load_backbone, load_tokenizer
 from adept_tune.backbones.base import Backbone
 from adept_tune.backbones.codec import TokenizerCodec
 from adept_tune.engine.reading import Reader, Trained
-from adept_tune.methods import get_method
+from adept_tune.methods import INPUT_SIDE
 from adept_tune.methods.base import Sizes
 from adept_tune.tasks.tokens import Ragged, TaskData
 
@@ -48,7 +48,7 @@ def reader_of(
     method_name: str, prompt_length: int, budget: int, backbone: Backbone, codec: TokenizerCodec, data: TaskData
 ) -> tuple[Reader, Trained, int]:
     """A reader with random tensors of a method within a budget, and how many parameters they are."""
-    method = get_method(method_name)
+    method = INPUT_SIDE[method_name]
     length = data.max_source_length
     width = method.width_within(budget, prompt_length, backbone.d_model, length) or 0
     sizes = Sizes(prompt_length, width, backbone.d_model, length)

@@ -116,7 +116,7 @@ def main() -> int:
             for precision in options.precisions:
                 engine = make_engine(info, data, 1, options.device, precision)
                 slots = [engine.join(config)]
-                theirs = their_step(engine.backbone.model, data, config, options.device)  # type: ignore[attr-defined]
+                theirs = their_step(engine.backbone.model, data, config, options.device)
 
                 def timed(take: Callable[[], object]) -> Callable[[], float]:
                     take()

@@ -28,7 +28,7 @@ from adept_tune.backbones.load import Precision
 from adept_tune.engine.build import build_engine
 from adept_tune.engine.config import TrialConfig
 from adept_tune.engine.engine import Engine
-from adept_tune.methods import get_method
+from adept_tune.methods import INPUT_SIDE
 from adept_tune.tasks.metrics import chance
 from adept_tune.tasks.tokens import Ragged, TaskData, TokenSplit
 from adept_tune.tracking import versions
@@ -120,9 +120,9 @@ def make_engine(
 ) -> Engine:
     """An engine with room for the benchmarks' trials, with the tokens a pass that a host tries first."""
     config = trial(info, 1)
-    return build_engine(
+    engine = build_engine(
         info,
-        get_method(METHOD),
+        INPUT_SIDE[METHOD],
         data,
         num_slots,
         device=device,
@@ -130,6 +130,8 @@ def make_engine(
         tokens_per_pass=TOKENS_PER_PASS[device][0],
         widest=(config.prompt_length, config.width),
     )
+    assert isinstance(engine, Engine), f"{METHOD} is an input-side method"
+    return engine
 
 
 def trial(info: BackboneInfo, batch_size: int, number: int = 0) -> TrialConfig:

@@ -44,6 +44,7 @@ from adept_tune.engine.engine import Engine
 from adept_tune.engine.reading import Reader
 from adept_tune.engine.state import TrialState
 from adept_tune.errors import AdeptError, TaskError
+from adept_tune.methods import Method
 from adept_tune.tasks import get_task
 from adept_tune.tasks.tokens import TaskData
 from adept_tune.tuning.materials import Materials, gather
@@ -162,6 +163,7 @@ def train(
 def make_engine(space: SearchSpace, backbone: Mapping[str, Any], data: TaskData) -> Engine:
     """An engine of one slot; the backbone is loaded once a process."""
     torch.set_num_threads(1)
+    assert isinstance(space.method, Method), "the space is of an input-side method"
     info = BackboneInfo(**backbone)
     if not _loaded:
         _loaded["backbone"] = load_backbone(info, "cpu", "fp32")

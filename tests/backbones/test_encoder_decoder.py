@@ -10,7 +10,7 @@ from torch import Tensor
 from adept_tune.backbones.codec import TokenizerCodec
 from adept_tune.backbones.encoder_decoder import EncoderDecoder
 from adept_tune.engine.reading import Reader, Trained
-from adept_tune.methods import METHODS
+from adept_tune.methods import INPUT_SIDE
 from adept_tune.methods.base import Stacking
 from tests.support.data import LABEL_TEXTS, label_sets, one_pass
 from tests.support.tiny import lively_t5, tiny_t5, tiny_tokenizer
@@ -253,7 +253,7 @@ def test_prompt_tuning_equals_peft(tied: bool, dtype: torch.dtype, tolerance: fl
     expected = tuned.prompt_encoder["default"].embedding.weight.grad
 
     codec = TokenizerCodec(tiny_tokenizer())
-    reader = Reader(backbone, METHODS["prompt-tuning"], codec, "accuracy", label_sets(), LABEL_TEXTS, PAD)
+    reader = Reader(backbone, INPUT_SIDE["prompt-tuning"], codec, "accuracy", label_sets(), LABEL_TEXTS, PAD)
     leaf_KMD = prompt_MD[None].clone().requires_grad_()
     trained = Trained({"prompt": leaf_KMD}, Stacking(torch.tensor([5]), torch.tensor([0])), ("digits",))
     target_mask = labels != -100

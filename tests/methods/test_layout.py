@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adept_tune.methods import METHODS
+from adept_tune.methods import INPUT_SIDE
 from adept_tune.methods.base import Method, Sizes
 from adept_tune.methods.layout import Layout
 
 WIDEST = Sizes(prompt_length=5, width=4, d_model=3, source_length=6)
 
-methods = st.sampled_from(sorted(METHODS)).map(METHODS.__getitem__)
+methods = st.sampled_from(sorted(INPUT_SIDE)).map(INPUT_SIDE.__getitem__)
 length = st.integers(0, 5)
 
 
@@ -45,10 +45,10 @@ def test_unpack_gives_back_what_pack_took(
     assert int((flat_N != 0).sum()) == method.num_parameters(sizes)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted(INPUT_SIDE))
 def test_views_pad_prompts_on_the_left_and_bottlenecks_on_the_right(name: str) -> None:
-    method, sizes = METHODS[name], Sizes(2, 3, WIDEST.d_model, WIDEST.source_length)
-    layout, tensors = Layout(method, WIDEST), numbered(METHODS[name], sizes)
+    method, sizes = INPUT_SIDE[name], Sizes(2, 3, WIDEST.d_model, WIDEST.source_length)
+    layout, tensors = Layout(method, WIDEST), numbered(INPUT_SIDE[name], sizes)
     views = layout.views(torch.stack([torch.zeros(layout.num_columns).double(), layout.pack(tensors, sizes)]))
     for tensor_name, axes in method.axes.items():
         view, own = views[tensor_name], tensors[tensor_name]
@@ -61,7 +61,7 @@ def test_views_pad_prompts_on_the_left_and_bottlenecks_on_the_right(name: str) -
 
 
 def test_narrow_keeps_the_right_end_of_prompts_and_the_left_end_of_bottlenecks() -> None:
-    adept = METHODS["adept"]
+    adept = INPUT_SIDE["adept"]
     layout = Layout(adept, WIDEST)
     views = layout.views(torch.arange(2.0 * layout.num_columns).view(2, -1))
     cut = layout.narrow(views, 3, 2)
@@ -73,7 +73,7 @@ def test_narrow_keeps_the_right_end_of_prompts_and_the_left_end_of_bottlenecks()
 
 
 def test_gradients_flow_through_narrowed_views_to_the_flat_numbers_and_not_to_padding() -> None:
-    adept, sizes = METHODS["adept"], Sizes(2, 3, WIDEST.d_model, WIDEST.source_length)
+    adept, sizes = INPUT_SIDE["adept"], Sizes(2, 3, WIDEST.d_model, WIDEST.source_length)
     layout = Layout(adept, WIDEST)
     flat_KN = torch.zeros(2, layout.num_columns, dtype=torch.float64, requires_grad=True)
     weight = numbered(adept, sizes)
@@ -85,7 +85,7 @@ def test_gradients_flow_through_narrowed_views_to_the_flat_numbers_and_not_to_pa
 
 
 def test_unpacked_tensors_are_copies() -> None:
-    layout = Layout(METHODS["adept"], WIDEST)
+    layout = Layout(INPUT_SIDE["adept"], WIDEST)
     flat_N = torch.ones(layout.num_columns)
     for tensor in layout.unpack(flat_N, WIDEST).values():
         tensor.zero_()
@@ -94,14 +94,14 @@ def test_unpacked_tensors_are_copies() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_pack_keeps_the_dtype(dtype: torch.dtype) -> None:
-    layout = Layout(METHODS["dept"], WIDEST)
-    tensors = {name: tensor.to(dtype) for name, tensor in numbered(METHODS["dept"], WIDEST).items()}
+    layout = Layout(INPUT_SIDE["dept"], WIDEST)
+    tensors = {name: tensor.to(dtype) for name, tensor in numbered(INPUT_SIDE["dept"], WIDEST).items()}
     assert layout.pack(tensors, WIDEST).dtype == dtype
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted(INPUT_SIDE))
 def test_prompt_columns_are_exactly_those_of_the_prompt(name: str) -> None:
-    layout = Layout(METHODS[name], WIDEST)
+    layout = Layout(INPUT_SIDE[name], WIDEST)
     columns_N = layout.prompt_columns(torch.device("cpu"))
     views = layout.views(columns_N[None])
     assert {tensor_name for tensor_name, view in views.items() if view.all()} == {"prompt"}

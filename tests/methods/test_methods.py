@@ -16,7 +16,7 @@ from adept_tune.engine.config import TrialConfig
 from adept_tune.engine.packing import Stack
 from adept_tune.engine.reading import Reader, Trained
 from adept_tune.errors import MethodError
-from adept_tune.methods import METHODS, get_method
+from adept_tune.methods import INPUT_SIDE, get_method
 from adept_tune.methods.base import Method, Sizes, Stacking, uniform
 from adept_tune.methods.layout import Layout
 from adept_tune.methods.start import initial_prompt
@@ -102,9 +102,9 @@ def reader_over(method: Method) -> tuple[EncoderDecoder, Reader]:
     return backbone, Reader(backbone, method, codec, "accuracy", label_sets(), LABEL_TEXTS, 0)
 
 
-@pytest.fixture(params=sorted(METHODS))
+@pytest.fixture(params=sorted(INPUT_SIDE))
 def method(request: pytest.FixtureRequest) -> Method:
-    return METHODS[request.param]
+    return INPUT_SIDE[request.param]
 
 
 class TestContract:
@@ -244,7 +244,7 @@ class TestCounts:
         ],
     )
     def test_adept(self, m: int, r: int, d: int, expected: int) -> None:
-        adept = METHODS["adept"]
+        adept = INPUT_SIDE["adept"]
         assert adept.num_parameters(sizes_of(m, r, d, 256)) == expected
         assert adept.width_within(100 * d, m, d, 256) == r
 
@@ -252,7 +252,7 @@ class TestCounts:
         ("m", "r", "s"), [(20, 60, 256), (40, 45, 256), (60, 30, 256), (80, 15, 256), (60, 24, 512)]
     )
     def test_dept(self, m: int, r: int, s: int) -> None:
-        dept = METHODS["dept"]
+        dept = INPUT_SIDE["dept"]
         assert dept.num_parameters(sizes_of(m, r, 768, s)) == BUDGET
         assert dept.width_within(BUDGET, m, 768, s) == r
 
@@ -260,7 +260,7 @@ class TestCounts:
         ("d", "expected"), [(512, 51_200), (768, 76_800), (1024, 102_400), (2048, 204_800), (4096, 409_600)]
     )
     def test_prompt_tuning(self, d: int, expected: int) -> None:
-        prompt_tuning = METHODS["prompt-tuning"]
+        prompt_tuning = INPUT_SIDE["prompt-tuning"]
         assert prompt_tuning.num_parameters(sizes_of(100, 0, d)) == expected
         assert prompt_tuning.width_within(expected, 100, d, 256) is None
 
@@ -268,7 +268,7 @@ class TestCounts:
 @pytest.mark.parametrize("name", ["adept", "dept"])
 @pytest.mark.parametrize("budget", [50_000, BUDGET, 76_801])
 def test_width_within_is_the_largest_that_fits_at_every_prompt_length(name: str, budget: int) -> None:
-    method = METHODS[name]
+    method = INPUT_SIDE[name]
     for m in range(110):
         counts = [method.num_parameters(sizes_of(m, r, 768, 256)) for r in range(110)]
         fitting = [r for r, count in enumerate(counts) if count <= budget]
@@ -276,7 +276,7 @@ def test_width_within_is_the_largest_that_fits_at_every_prompt_length(name: str,
 
 
 def test_adept_dropout_scales_the_bottleneck_before_the_relu() -> None:
-    adept = METHODS["adept"]
+    adept = INPUT_SIDE["adept"]
     sizes = [sizes_of(1, 4), sizes_of(2, 2)]
     trials = [trained_somewhere(adept, s, k) for k, s in enumerate(sizes)]
     tensors, lengths = stacked(adept, trials, sizes)
@@ -292,7 +292,7 @@ def test_adept_dropout_scales_the_bottleneck_before_the_relu() -> None:
 
 @pytest.mark.parametrize(("name", "agrees"), [("adept", True), ("prompt-tuning", True), ("dept", False)])
 def test_only_dept_knows_where_a_token_stands(name: str, agrees: bool) -> None:
-    method = METHODS[name]
+    method = INPUT_SIDE[name]
     tensors, stacking = alone(trained_somewhere(method, sizes_of(2, 3), 0), sizes_of(2, 3))
     tokens_KBSD = torch.randn(1, 2, S, D, generator=generator(1), dtype=torch.float64)
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -302,7 +302,7 @@ def test_only_dept_knows_where_a_token_stands(name: str, agrees: bool) -> None:
 
 
 def test_adept_folds_into_a_table_that_transformers_reads_alike() -> None:
-    adept = METHODS["adept"]
+    adept = INPUT_SIDE["adept"]
     backbone, reader = reader_over(adept)
     sizes = sizes_of(3, 4, backbone.d_model)
     own = trained_somewhere(adept, sizes, 0)
@@ -321,7 +321,7 @@ def test_adept_folds_into_a_table_that_transformers_reads_alike() -> None:
 
 
 def test_dept_offsets_follow_the_text_whatever_prompt_or_company_stands_before_it() -> None:
-    dept = METHODS["dept"]
+    dept = INPUT_SIDE["dept"]
     short, long = sizes_of(1, 3, D, 9), sizes_of(7, 3, D, 9)
     own, other = trained_somewhere(dept, short, 0), trained_somewhere(dept, long, 1)
     tokens_BSD = torch.randn(2, 4, D, generator=generator(2), dtype=torch.float64)
@@ -351,7 +351,7 @@ class TestInitialValues:
     @pytest.mark.parametrize(("name", "reading"), [("adept", "ffn_w1"), ("dept", "low_rank_a")])
     @pytest.mark.parametrize("wide_start", [True, False])
     def test_reading_tensor_is_uniform_within_its_bound(self, name: str, reading: str, wide_start: bool) -> None:
-        numbers = initial(METHODS[name], self.WIDE, 3, wide_start)[reading]
+        numbers = initial(INPUT_SIDE[name], self.WIDE, 3, wide_start)[reading]
         rows, columns = numbers.shape
         # torch's kaiming_uniform_(a=sqrt(5)) takes the second axis of the stored tensor as fan-in: r as published,
         # and the axis that is read, d or s, once the tensor is stored the other way round.
@@ -364,7 +364,7 @@ class TestInitialValues:
 
     def test_published_bound_of_t5_base_is_the_wide_one(self) -> None:
         sizes = sizes_of(60, 19, 768, 256)
-        wide, narrow = (initial(METHODS["adept"], sizes, 0, wide)["ffn_w1"].abs().max() for wide in (True, False))
+        wide, narrow = (initial(INPUT_SIDE["adept"], sizes, 0, wide)["ffn_w1"].abs().max() for wide in (True, False))
         assert float(wide) == pytest.approx(0.229, abs=1e-3)
         assert float(narrow) == pytest.approx(0.036, abs=1e-3)
 
@@ -373,12 +373,12 @@ class TestInitialValues:
         [("adept", {"ffn_b1", "ffn_w2", "ffn_b2"}), ("dept", {"low_rank_b"}), ("prompt-tuning", set())],
     )
     def test_writing_tensors_and_biases_start_at_zero(self, name: str, zeros: set[str]) -> None:
-        tensors = initial(METHODS[name], self.WIDE)
+        tensors = initial(INPUT_SIDE[name], self.WIDE)
         assert {key for key, tensor in tensors.items() if not tensor.any()} == zeros
 
     @pytest.mark.parametrize(("name", "reading"), [("adept", "ffn_w1"), ("dept", "low_rank_a")])
     def test_another_seed_gives_other_values(self, name: str, reading: str) -> None:
-        first, other = (initial(METHODS[name], self.WIDE, seed)[reading] for seed in (0, 1))
+        first, other = (initial(INPUT_SIDE[name], self.WIDE, seed)[reading] for seed in (0, 1))
         assert not (first == other).any()
 
     def test_uniform_covers_both_signs_up_to_its_bound(self) -> None:
@@ -435,5 +435,5 @@ class TestInitialPrompt:
 
 
 def test_unknown_method_is_refused_with_the_choices() -> None:
-    with pytest.raises(MethodError, match="method 'lora' is unknown; choose one of adept, dept, prompt-tuning"):
-        get_method("lora")
+    with pytest.raises(MethodError, match="method 'sgd' is unknown; choose one of adept, bitfit, dept, full"):
+        get_method("sgd")

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from adept_tune.engine.engine import Engine
+from adept_tune.engine.in_model import InModelEngine
 from adept_tune.engine.packing import Stack, passes, stack
 from adept_tune.engine.reading import Reader
-from adept_tune.methods import get_method
+from adept_tune.methods import IN_MODEL, INPUT_SIDE
 from adept_tune.tasks.metrics import chance
 from adept_tune.tasks.tokens import Ragged, TaskData, TokenSplit
 from tests.support.tiny import VOCABULARY, tiny_t5, tiny_tokenizer
@@ -70,7 +71,7 @@ def one_pass(trials: list[list[list[int]]], prompt_lengths: list[int]) -> Stack:
 
 def made_engine(
     method: str = "adept", num_slots: int = 6, dtype=None, tokens_per_pass=None, model=None, backbone=None, **options
-) -> Engine:
+) -> Engine | InModelEngine:
     """An engine over a tiny T5, or another backbone, and the made task."""
     from adept_tune.backbones.codec import TokenizerCodec
     from adept_tune.backbones.encoder_decoder import EncoderDecoder
@@ -78,13 +79,21 @@ def made_engine(
     dtype = dtype or torch.float32
     backbone = backbone or EncoderDecoder(model or tiny_t5(dtype=dtype))
     data = made_data()
-    reader = Reader(
-        backbone,
-        get_method(method),
-        TokenizerCodec(tiny_tokenizer()),
-        data.metric,
-        data.label_sets,
-        data.label_texts,
-        data.pad_id,
-    )
-    return Engine(backbone, get_method(method), data, reader, num_slots, tokens_per_pass, dtype, **options)
+
+    def reader_over(driven):
+        return Reader(
+            driven,
+            INPUT_SIDE.get(method, INPUT_SIDE["prompt-tuning"]),
+            TokenizerCodec(tiny_tokenizer()),
+            data.metric,
+            data.label_sets,
+            data.label_texts,
+            data.pad_id,
+        )
+
+    if method in IN_MODEL:
+        return InModelEngine(
+            backbone, IN_MODEL[method], data, reader_over, num_slots, tokens_per_pass, dtype, **options
+        )
+    reader = reader_over(backbone)
+    return Engine(backbone, INPUT_SIDE[method], data, reader, num_slots, tokens_per_pass, dtype, **options)

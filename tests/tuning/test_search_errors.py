@@ -205,7 +205,7 @@ def test_a_gpu_that_is_not_there_is_told(search):
 def test_an_unknown_space_lists_those_there_are(search):
     message = search("--space", "nosuch")
     assert message.startswith(
-        "space 'nosuch' is unknown; choose one of adept, adept-76800, adept-demo, dept, dept-demo, labels, "
+        "space 'nosuch' is unknown; choose one of adept, adept-76800, adept-demo, bitfit, dept, dept-demo, "
     )
 
 
@@ -259,7 +259,7 @@ def test_a_setting_that_is_not_yaml_is_told(search):
 @pytest.mark.parametrize("method", ["nosuch", "adept-76800", "labels"])
 def test_an_unknown_method_lists_the_methods(search, method):
     message = search("--method", method)
-    assert f"method {method!r} is unknown; choose one of adept, dept, prompt-tuning" in message
+    assert f"method {method!r} is unknown; choose one of adept, bitfit, dept, full, " in message
 
 
 # -- how much --------------------------------------------------------------------------------------------------------

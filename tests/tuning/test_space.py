@@ -2,16 +2,19 @@
 
 import math
 from contextlib import suppress
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from adept_tune.engine.config import TrialConfig
 from adept_tune.errors import SpaceError
+from adept_tune.methods import InModel
 from adept_tune.tuning.samplers import make_proposer
 from adept_tune.tuning.space import Choices, Range, SearchSpace, find_space, read_space, resolve_space
 from tests.support.search import D_MODEL, inside, properties, space_from, space_of
@@ -126,17 +129,48 @@ def test_null_in_an_overlay_takes_a_parameter_out(tmp_path):
     assert space.points == ({"prompt_length": 60, "prompt_lr": 0.3}, {"prompt_length": 20, "prompt_lr": 0.3})
 
 
+def skeleton(d_model):
+    """A small T5 on the meta device."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    with torch.device("meta"):
+        return T5ForConditionalGeneration(T5Config(d_model=d_model, num_layers=1, num_heads=2, vocab_size=32))
+
+
 @pytest.mark.parametrize("d_model", [512, 768])
 @pytest.mark.parametrize("path", sorted(Path("search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_space_resolves(path, d_model):
     sizes = (128, 32) if path.stem.endswith("-demo") else (d_model, 256)
     space = resolve_space(read_space(path.stem), *sizes)
+    if isinstance(space.method, InModel):
+        space = replace(space, method=space.method.on(skeleton(sizes[0])))
     assert len(space.points) >= 1
     assert all(inside(space, point) for point in space.points)
     for params in [*space.points, *space.corners()]:
         config = space.config(params)
         assert 0 < space.num_parameters(params) <= (space.budget or math.inf)
         assert config.prompt_length == space.settings(params)["prompt_length"]
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "others", "said"),
+    [
+        ("lora", {"rank": {"low": 1, "high": 8}}, {"budget": 999}, "budget=999: method lora has no prompt to trade"),
+        ("lora", {"rank": {"low": 0, "high": 8}}, {}, "rank=0: trains nothing"),
+        ("prefix-tuning", {"prefix_length": {"choices": [0, 8]}}, {}, "prefix_length=0: trains nothing"),
+        ("full", {"rank": {"low": 1, "high": 8}}, {}, "rank: unknown parameter"),
+        ("full", {"dropout": 0.1}, {}, "dropout: unknown parameter"),
+        ("ia3", {"prompt_lr": {"low": 0.1, "high": 1}}, {}, "prompt_lr: unknown parameter"),
+    ],
+)
+def test_what_a_method_inside_the_model_does_not_admit(method, parameters, others, said):
+    assert said in refused(parameters | {"lr": {"low": 1e-4, "high": 1e-2}}, method, **others)
+
+
+def test_a_trial_inside_the_model_has_no_sizes_but_its_own():
+    space = space_of({"rank": {"low": 1, "high": 8}}, "lora")
+    config = space.config({"rank": 3, "lr": 1e-3})
+    assert (config.prompt_length, config.width) == (0, 3)
 
 
 def test_the_shipped_spaces_start_with_the_published_recipe():
@@ -156,7 +190,7 @@ def test_a_space_is_found_by_name_and_by_file(tmp_path, monkeypatch):
 
 def test_an_unknown_named_space_lists_those_there_are():
     with pytest.raises(
-        SpaceError, match="space 'nosuch' is unknown; choose one of adept, adept-76800, adept-demo, dept, "
+        SpaceError, match="space 'nosuch' is unknown; choose one of adept, adept-76800, adept-demo, bitfit, dept, "
     ):
         read_space("nosuch")
 
@@ -321,8 +355,9 @@ def test_a_parameter_that_cannot_be_searched_is_told(parameters, said):
 
 
 def test_an_unknown_method_lists_those_there_are():
-    assert refused(LENGTH, method="lora", source="own.yaml") == (
-        "own.yaml: method 'lora' is unknown; choose one of adept, dept, prompt-tuning"
+    assert refused(LENGTH, method="sgd", source="own.yaml") == (
+        "own.yaml: method 'sgd' is unknown; choose one of adept, bitfit, dept, full, houlsby, ia3, lora, "
+        "prefix-tuning, prompt-tuning"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from adept_tune.errors import StateError
+from adept_tune.methods import IN_MODEL
 from adept_tune.tuning.journal import Event, Journal
 from adept_tune.tuning.rungs import Asha, NeverStop, Rule, make_rule
 from adept_tune.tuning.samplers import make_proposer
@@ -87,7 +88,11 @@ def test_a_job_reports_often_and_is_evaluated_at_rungs_and_at_its_end(driven):
     ],
 )
 def test_reports_come_at_every_fortieth_of_the_way_and_where_a_rule_looks(max_steps, must, expected):
-    assert report_steps(max_steps, must) == expected
+    assert report_steps(max_steps, must, 40) == expected
+
+
+def test_a_method_with_large_states_reports_seldom():
+    assert report_steps(80, [27], IN_MODEL["full"].num_reports) == (20, 27, 40, 60, 80)
 
 
 def test_a_job_travels_as_plain_values(driven):
