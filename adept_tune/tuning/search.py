@@ -35,7 +35,7 @@ from adept_tune.tuning.lock import locked
 from adept_tune.tuning.materials import Materials, check_unchanged, gather
 from adept_tune.tuning.options import OPTIONS
 from adept_tune.tuning.plan import MOST_STEPS, Costs, Estimate, estimate, fit
-from adept_tune.tuning.ray_tune import Share
+from adept_tune.tuning.ray_tune import Drive, Share, run_work
 from adept_tune.tuning.rungs import Scheduler
 from adept_tune.tuning.samplers import make_proposer
 from adept_tune.tuning.space import Sampler, SearchSpace, SpaceFile, Value, is_space, read_space, resolve_space
@@ -50,6 +50,10 @@ TRIALS = {"cpu": 16, "cuda": 32}
 DEMONSTRATION_TRIALS, DEMONSTRATION_BATCH_SIZE = 16, 16
 SLOTS = {"cpu": 4, "cuda": 8}
 ROWS_PER_PASS: dict[str, int | None] = {"cpu": 64, "cuda": None}
+
+Hosts = Callable[
+    [SearchSpec, Materials, dict[str, Progress], Path], contextlib.AbstractContextManager[tuple[str, Share]]
+]
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,14 @@ class Request:
     verbose: bool = False
 
 
-def run_search(request: Request, console: Console) -> int:
+def run_search(request: Request, console: Console, hosts: Hosts | None = None, drive: Drive = run_work) -> int:
     """Run a whole search, or with `dry_run` plan one.
+
+    Args:
+        request: What is asked for.
+        console: Lines for people.
+        hosts: Gives the search its broker and each trial's share for the time of a block; None makes a broker.
+        drive: Runs the jobs of the search and of the retraining.
 
     Returns:
         Exit code: 0 done, 3 no trial finished.
@@ -137,7 +147,7 @@ def run_search(request: Request, console: Console) -> int:
                 held.enter_context(locked(folder))
             start_ray()
             progress = progress_of(list(Journal(folder / JOURNAL).read()))
-            broker, share = held.enter_context(_hosts(draft, materials, progress, folder))
+            broker, share = held.enter_context((hosts or _hosts)(draft, materials, progress, folder))
             spec = draft
             if request.resume is not None:
                 ask(broker, share, "load", (materials.data,))  # a host that cannot load is told before any trial
@@ -148,7 +158,7 @@ def run_search(request: Request, console: Console) -> int:
             if request.dry_run:
                 return 0
             spec.write(folder)
-            return Experiment(spec, folder, materials, tracker, console, broker, share).run()
+            return Experiment(spec, folder, materials, tracker, console, broker, share, drive).run()
 
 
 def run_retrain(
