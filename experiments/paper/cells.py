@@ -33,12 +33,14 @@ class Cell:
         column: Task, or whatever it is compared on.
         words: Command line of the search that is this cell's own.
         group: Lines are compared within their group; a model, for instance.
+        num_rows: That are scored, where it is known; scoring is what a short search spends its time on.
     """
 
     line: str
     column: str
     words: tuple[str, ...]
     group: str = ""
+    num_rows: int | None = None
 
     @property
     def place(self) -> Path:
@@ -115,6 +117,14 @@ def spent_s(folder: Path) -> float:
         return sum(parts_s(Journal(folder / JOURNAL).read()).values())
     except StateError:
         return 0.0
+
+
+def shares(cells: Sequence[Cell], seconds: float) -> list[float]:
+    """Wall time for each of the cells that are left: half of it equally, half by the rows that they score."""
+    known = [cell.num_rows for cell in cells if cell.num_rows]
+    usual = sum(known) / len(known) if known else 1.0
+    rows = [cell.num_rows or usual for cell in cells]
+    return [seconds * (0.5 / len(cells) + 0.5 * number / sum(rows)) for number in rows]
 
 
 def command(cell: Cell, common: Sequence[str], folder: Path, share_s: float | None) -> list[str]:

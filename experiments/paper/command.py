@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import smoke
-from cells import LOG, Cell, command, finished, read_result, run, short, spent_s
+from cells import LOG, Cell, command, finished, read_result, run, shares, short, spent_s
 from table import Table, cells_csv, differences_csv, markdown, page, read_published
 
 from adept_tune.cli import guarded
@@ -70,10 +70,21 @@ class Asked:
 def by_method(asked: Asked) -> list[Cell]:
     """A line a method, a column a task."""
     return [
-        Cell(method, task, ("--task", task, "--method", method, *asked.model_words, *asked.data_words))
+        Cell(
+            method,
+            task,
+            ("--task", task, "--method", method, *asked.model_words, *asked.data_words),
+            num_rows=num_scored(task),
+        )
         for task in asked.tasks
         for method in asked.methods
     ]
+
+
+def num_scored(task: str) -> int | None:
+    """Validation and test rows of a task, as published; None where that is not known."""
+    counts = TASKS[task].num_rows or {}
+    return counts["validation"] + counts["test"] if {"validation", "test"} <= counts.keys() else None
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,11 @@ def asked_for(study: Study, argv: Sequence[str] | None) -> Asked:
     p.add_argument("--methods", default=",".join(study.methods or METHODS), help="(default: %(default)s)")
     p.add_argument("--model", help="Hub name or folder (default: what a search takes)")
     p.add_argument("--data-dir", type=Path, help="folder with TASK/SPLIT.{jsonl,csv,tsv,parquet} (default: the Hub)")
-    p.add_argument("--budget-minutes", type=float, help="wall time of the table, shared by the cells that are left")
+    p.add_argument(
+        "--budget-minutes",
+        type=float,
+        help="wall time of the table, shared by the cells left; with it a search retrains one finalist, not three",
+    )
     p.add_argument("--out", type=Path, help=f"folder of table and searches (default: runs/paper/{study.name}[-smoke])")
     p.add_argument("--smoke", action="store_true", help="every cell on tiny models and made rows, in minutes")
     study.flags(p)
@@ -142,6 +157,8 @@ def asked_for(study: Study, argv: Sequence[str] | None) -> Asked:
     out = (own.out or Path("runs/paper") / f"{study.name}{'-smoke' if own.smoke else ''}").absolute()
     if not any(word.partition("=")[0] == "--tracking-uri" for word in rest):
         rest = ["--tracking-uri", f"sqlite:///{out / 'mlflow.db'}", *rest]
+    if own.budget_minutes is not None and not any(word.partition("=")[0] == "--finalists" for word in rest):
+        rest = ["--finalists", "1", *rest]
     tasks = _names("--tasks", own.tasks, TASKS)
     if own.smoke:
         if own.model or own.data_dir:
@@ -193,7 +210,12 @@ def fill(study: Study, asked: Asked) -> int:
 
 
 def _run_all(table: Table, left: Sequence[Cell], asked: Asked, ways: Mapping[str, Callable[..., Any]]) -> None:
-    """Run cells one after another; each gets its part of the time that is left."""
+    """Run cells one after another; each gets its part of the time that is left.
+
+    With a budget those with the most rows come last, so that what the others leave is theirs.
+    """
+    if asked.budget_s is not None:
+        left = sorted(left, key=lambda cell: cell.num_rows or 0)
     begun = time.monotonic()
     before_s = sum(spent_s(asked.out / cell.place) for cell in table.cells)
     for number, cell in enumerate(left):
@@ -203,7 +225,7 @@ def _run_all(table: Table, left: Sequence[Cell], asked: Asked, ways: Mapping[str
             if left_s <= 0:
                 table.reasons[cell] = "the time budget was used up before it; a greater --budget-minutes goes on"
                 continue
-            share_s = left_s / (len(left) - number)
+            share_s = shares(left[number:], left_s)[0]
         folder, cell_begun = asked.out / cell.place, time.monotonic()
         name = f"[{number + 1}/{len(left)}] {cell.group} {cell.line} on {cell.column}".replace("  ", " ")
         about = "" if share_s is None else f", {share_s:.0f} s"

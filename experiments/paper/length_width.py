@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from cells import Cell
-from command import Asked, Study, main
+from command import Asked, Study, main, num_scored
 
 from adept_tune.backbones import inspect_backbone
 from adept_tune.errors import SpecError
@@ -67,7 +67,7 @@ def cells(asked: Asked) -> list[Cell]:
                 fixed |= {"prompt_lr": 0.3} if length == 0 else {}  # what moves nothing is not searched
                 words = ["--task", task, "--method", method, *asked.model_words, *asked.data_words]
                 words += [part for name, value in fixed.items() for part in ("--set", f"{name}={value}")]
-                found.append(Cell(f"{method} m={length} r={width}", task, tuple(words)))
+                found.append(Cell(f"{method} m={length} r={width}", task, tuple(words), num_rows=num_scored(task)))
     return found
 
 

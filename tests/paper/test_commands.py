@@ -183,3 +183,11 @@ def test_a_killed_table_goes_on_without_repeating_a_finished_cell(tmp_path: Path
     table = (tmp_path / "table.md").read_text()
     assert "Without a number" not in table
     assert "these numbers show the machinery and say nothing of the methods" in table
+
+
+def test_time_is_shared_half_equally_and_half_by_rows() -> None:
+    from cells import Cell, shares
+
+    cells = [Cell("a", "x", (), num_rows=300), Cell("a", "y", (), num_rows=100), Cell("a", "z", ())]
+    assert shares(cells, 60.0) == pytest.approx([10 + 15, 10 + 5, 10 + 10])
+    assert shares([Cell("a", "x", ())], 60.0) == [60.0]
