@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 from statistics import fmean, stdev
 
@@ -44,8 +45,8 @@ class Figure:
         """Half the width of the interval; None where one seed cannot tell."""
         if self.seeds_se is None:
             return None
-        tail = (1 + COVERAGE) / 2
-        return sqrt((norm.ppf(tail) * self.rows_se) ** 2 + (t.ppf(tail, self.num_seeds - 1) * self.seeds_se) ** 2)
+        of_rows, of_seeds = _quantiles(self.num_seeds)
+        return sqrt((of_rows * self.rows_se) ** 2 + (of_seeds * self.seeds_se) ** 2)
 
     @property
     def stands_out(self) -> bool:
@@ -99,10 +100,22 @@ def best(columns: Mapping[str, Sequence[Scores]]) -> str | None:
     """
     for name, mine in columns.items():
         others = [theirs for other, theirs in columns.items() if other != name]
-        gains = [average([difference(a, b) for a, b in zip(mine, theirs, strict=True)]) for theirs in others]
-        if gains and all(gain is not None and gain.stands_out for gain in gains):
+        if others and all(_ahead(mine, theirs) for theirs in others):
             return name
     return None
+
+
+def _ahead(mine: Sequence[Scores], theirs: Sequence[Scores]) -> bool:
+    """Whether a line is above another beyond the interval of their difference."""
+    gain = average([difference(a, b) for a, b in zip(mine, theirs, strict=True)])
+    return gain is not None and gain.stands_out
+
+
+@lru_cache
+def _quantiles(num_seeds: int) -> tuple[float, float]:
+    """Half widths of the interval in standard errors: of the rows, and of so many seeds."""
+    tail = (1 + COVERAGE) / 2
+    return float(norm.ppf(tail)), float(t.ppf(tail, num_seeds - 1))
 
 
 def _figure(values: Sequence[float], errors: Sequence[float]) -> Figure:

@@ -82,6 +82,9 @@ class Table:
     results: dict[Cell, Result] = field(default_factory=dict)
     reasons: dict[Cell, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._places = {(cell.group, cell.line, cell.column): cell for cell in self.cells}
+
     @property
     def groups(self) -> list[str]:
         """In order."""
@@ -104,8 +107,8 @@ class Table:
 
     def result(self, group: str, line: str, column: str) -> Result | None:
         """Of the cell there, where it is finished."""
-        found = (self.results.get(c) for c in self.cells if (c.group, c.line, c.column) == (group, line, column))
-        return next(found, None)
+        cell = self._places.get((group, line, column))
+        return None if cell is None else self.results.get(cell)
 
     def figure(self, group: str, line: str, columns: Sequence[str]) -> Figure | None:
         """Of a line, averaged over columns."""
@@ -236,7 +239,8 @@ CELL_FIELDS = (
 
 def cells_csv(table: Table) -> str:
     """A line a cell, ours and published; scores as fractions."""
-    rows = [_cell_row(table, cell) for cell in table.cells]
+    leading = {(group, column): table.best(group, (column,)) for group in table.groups for column in table.columns}
+    rows = [_cell_row(table, cell, leading[cell.group, cell.column] == cell.line) for cell in table.cells]
     for group in table.groups:
         for line in table.published_beside(group):
             for column in table.columns:
@@ -248,7 +252,7 @@ def cells_csv(table: Table) -> str:
     return _csv(CELL_FIELDS, rows)
 
 
-def _cell_row(table: Table, cell: Cell) -> dict[str, Any]:
+def _cell_row(table: Table, cell: Cell, bold: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"kind": "ours", "group": cell.group, "line": cell.line, "column": cell.column}
     result = table.results.get(cell)
     if result is None:
@@ -262,7 +266,7 @@ def _cell_row(table: Table, cell: Cell) -> dict[str, Any]:
         "se": found.se,
         "num_seeds": found.num_seeds,
         "seed_scores": " ".join(f"{seed}:{score:.6g}" for seed, (score, _) in sorted(result.scores.items())),
-        "bold": int(table.best(cell.group, (cell.column,)) == cell.line),
+        "bold": int(bold),
         "validation": result.validation,
         "num_parameters": result.num_parameters,
         "configuration": result.configuration,
