@@ -147,10 +147,10 @@ def save_model(folder: Path, size: str = "medium") -> Path:
     place = folder / size
     if (place / "tokenizer.json").exists():
         return place
-    characters = [chr(code) for code in range(32, 127)]
+    characters = ["\n", *(chr(code) for code in range(32, 127))]
     vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", "<unk>", *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer.decoder = decoders.Fuse()
     d_model = WIDTHS[size]
@@ -163,7 +163,12 @@ def save_model(folder: Path, size: str = "medium") -> Path:
     logging.disable_progress_bar()
     model.save_pretrained(place)
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
     ).save_pretrained(place)
     return place
 
