@@ -26,7 +26,7 @@ PROCESS_BYTES = 110e6  # of a trial's process, measured
 
 @contextmanager
 def ray_session(address: str, verbose: bool) -> Iterator[None]:
-    """Ray for the time of a block: its own on this machine, or a cluster's.
+    """Ray for the time of a block: its own on this machine, or a cluster's; inside another block, that one's.
 
     Args:
         address: ``local`` starts one that ends with the block; anything else is joined, ``auto`` finds the running one.
@@ -35,6 +35,9 @@ def ray_session(address: str, verbose: bool) -> Iterator[None]:
     Raises:
         SpecError: There is nothing to join at the address.
     """
+    if ray.is_initialized():
+        yield
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's own habit of blanking CUDA_VISIBLE_DEVICES would hide the GPUs from hosts, which hold no GPU themselves.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -23,7 +23,7 @@ from adept_tune.tuning.interrupt import Interrupt
 from adept_tune.tuning.journal import Event, Journal
 from adept_tune.tuning.materials import Materials
 from adept_tune.tuning.plan import Shape
-from adept_tune.tuning.ray_tune import Share, run_work
+from adept_tune.tuning.ray_tune import Drive, Share, run_work
 from adept_tune.tuning.record import Record, parts_s
 from adept_tune.tuning.report import REPORT, write_report
 from adept_tune.tuning.retrain import Figures, Rerun, Retrain, Spread, rerun_name, spreads_of
@@ -46,6 +46,7 @@ class Experiment:
         console: Lines for people.
         broker: Name of the broker that finds hosts.
         share: What a trial holds.
+        drive: Runs the jobs of a work; Ray Tune by default.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Experiment:
         console: Console,
         broker: str,
         share: Share,
+        drive: Drive = run_work,
     ) -> None:
         self.spec = spec
         self.folder = folder
@@ -65,6 +67,7 @@ class Experiment:
         self.console = console
         self._broker = broker
         self._share = share
+        self._drive = drive
         self._maximize = direction(materials.task.metric) == "maximize"
         self._journal = Journal(folder / JOURNAL)
         self._events = list(self._journal.read())
@@ -218,7 +221,7 @@ class Experiment:
         return next((trial for trial in retrain.finalists if trial.number == 0), None) if there else None
 
     def _run(self, work: Work) -> bool:
-        return run_work(work, self._broker, self._share, self.spec.max_failures, self._interrupt)
+        return self._drive(work, self._broker, self._share, self.spec.max_failures, self._interrupt)
 
     def _conclude(self, retrain: Retrain, winner: TrialRecord) -> None:
         """Read the test half once with each seed of the winner, export, tell."""

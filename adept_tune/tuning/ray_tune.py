@@ -45,6 +45,10 @@ class Share:
         return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
 
 
+# Work, broker's name, share, most failures of a job, interrupt -> whether it was told to stop; see `run_work`.
+Drive = Callable[[Work, str, Share, int, Interrupt], bool]
+
+
 class _Reins:
     """What ends a work early: somebody's wish, a disk that takes no more, or a broker that has died.
 

@@ -46,7 +46,7 @@ from adept_tune.tuning.lock import locked
 from adept_tune.tuning.materials import Materials, check_unchanged, gather
 from adept_tune.tuning.options import OPTIONS
 from adept_tune.tuning.plan import MOST_STEPS, MOST_TRIALS, Costs, Estimate, estimate, fit
-from adept_tune.tuning.ray_tune import Share
+from adept_tune.tuning.ray_tune import Drive, Share, run_work
 from adept_tune.tuning.rungs import Scheduler
 from adept_tune.tuning.samplers import make_proposer
 from adept_tune.tuning.space import Sampler, SearchSpace, SpaceFile, Value, is_space, read_space, resolve_space
@@ -63,6 +63,8 @@ DEMONSTRATION_TRIALS, DEMONSTRATION_BATCH_SIZE = 16, 16
 # arithmetic peak already, and short passes pad little.
 COMPANIES: dict[str, list[int]] = {"cpu": [4], "cuda": [8, 16, 32, 64]}
 TOKENS_PER_PASS: dict[str, list[int | None]] = {"cpu": [1024, 4096], "cuda": [None, 16384]}
+
+Hosts = Callable[[SearchSpec, Materials, dict[str, Progress], Path], contextlib.AbstractContextManager[str]]
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,14 @@ class Request:
     verbose: bool = False
 
 
-def run_search(request: Request, console: Console) -> int:
+def run_search(request: Request, console: Console, hosts: Hosts | None = None, drive: Drive = run_work) -> int:
     """Run a whole search, or with `dry_run` plan one.
+
+    Args:
+        request: What is asked for.
+        console: Lines for people.
+        hosts: Gives the search its broker for the time of a block; None makes one.
+        drive: Runs the jobs of the search and of the retraining.
 
     Returns:
         Exit code: 0 done, 3 no trial finished.
@@ -150,7 +158,7 @@ def run_search(request: Request, console: Console) -> int:
                 held.enter_context(locked(folder))
             start_ray()
             progress = progress_of(list(Journal(folder / JOURNAL).read()))
-            broker = held.enter_context(_hosts(draft, materials, progress, folder))
+            broker = held.enter_context((hosts or _hosts)(draft, materials, progress, folder))
             spec = draft
             if request.resume is not None:
                 share = _share(spec)
@@ -163,7 +171,7 @@ def run_search(request: Request, console: Console) -> int:
             if request.dry_run:
                 return 0
             spec.write(folder)
-            return Experiment(spec, folder, materials, tracker, console, broker, share).run()
+            return Experiment(spec, folder, materials, tracker, console, broker, share, drive).run()
 
 
 def run_retrain(
