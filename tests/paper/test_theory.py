@@ -8,7 +8,7 @@ import torch
 
 from adept_tune.methods import get_method
 from adept_tune.methods.base import Sizes
-from tests.support.data import SOURCE_LENGTH, made_engine, made_split
+from tests.support.data import SOURCE_LENGTH, made_engine, made_split, one_pass
 
 D_MODEL = 16
 SIZES = Sizes(prompt_length=3, width=2, d_model=D_MODEL, source_length=SOURCE_LENGTH)
@@ -63,9 +63,9 @@ def test_without_prompt_and_offset_the_frozen_model_is_left() -> None:
     line, split = line_of("adept"), made_split(12, 0)
     (adapted,) = line.adapted
     bare = adapted.without_offset().without_prompt().trained(torch.device("cpu"))
-    embeds, mask = line.reader.embed(bare, torch.tensor([[IDS]]), torch.ones(1, 1, 5, dtype=torch.bool))
-    torch.testing.assert_close(embeds[0], line.reader.backbone.embed(torch.tensor(IDS)))
-    assert mask.all()
+    batch = one_pass([[IDS]], [0])
+    torch.testing.assert_close(line.reader.embed(bare, batch)[0], line.reader.backbone.embed(torch.tensor(IDS)))
+    assert batch.mask_PW.all()
     assert np.isfinite(line.reader.evaluate(bare, split)[0].loss)
 
 
