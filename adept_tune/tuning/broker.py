@@ -72,6 +72,7 @@ class Broker:
         self._hosts: dict[str, tuple[str, Any]] = {}
         self._made = 0
         self._seated: dict[str, Any] = {}
+        self._nodes: dict[str, str] = {}  # job -> node that its process was on when it was last admitted
         self._closed: set[str] = set()
         self._dismissed = False
         self._making: dict[str, asyncio.Lock] = {}  # by device, so that hosts load side by side
@@ -84,6 +85,7 @@ class Broker:
         """
         if job in self._closed:
             raise RuntimeError(f"{job} has failed for good")
+        self._nodes[job] = node_id
         host_name, host = await self.host(node_id, gpu)
         if self._dismissed:
             raise RuntimeError(STOPPED)
@@ -95,6 +97,10 @@ class Broker:
         progress = self._progress.get(job, Progress())
         step, blob = self._newest(job, progress.saved)
         return Seat(host, host_name, incarnation, step, blob, progress.reported)
+
+    def standing(self, job: str) -> tuple[int, str | None]:
+        """Step that a job goes on from when it is next admitted, and id of the node that it was last on, if any."""
+        return self._newest(job, self._progress.get(job, Progress()).saved)[0], self._nodes.get(job)
 
     def refuse(self, job: str, step: int) -> str:
         """A state is damaged: never give it out again. Returns where it lies."""

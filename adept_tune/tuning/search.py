@@ -20,7 +20,18 @@ from adept_tune.methods import get_method
 from adept_tune.tasks import Task, get_task
 from adept_tune.tasks.task import Protocol
 from adept_tune.tracking import MlflowTracker
-from adept_tune.tuning.cluster import LOCAL, ask, broker_of, has_gpu, num_cpus, ray_session, settle, share_of
+from adept_tune.tuning.cluster import (
+    LOCAL,
+    ask,
+    await_gpu,
+    broker_of,
+    has_gpu,
+    launchable_gpus,
+    node_cpus,
+    ray_session,
+    settle,
+    share_of,
+)
 from adept_tune.tuning.experiment import (
     Experiment,
     progress_of,
@@ -137,7 +148,8 @@ def run_search(request: Request, console: Console) -> int:
                 held.enter_context(locked(folder))
             start_ray()
             progress = progress_of(list(Journal(folder / JOURNAL).read()))
-            broker, share = held.enter_context(_hosts(draft, materials, progress, folder))
+            broker, share = held.enter_context(_hosts(draft, materials, progress, folder, request.address))
+            await_gpu(share, console.say)
             spec = draft
             if request.resume is not None:
                 ask(broker, share, "load", (materials.data,))  # a host that cannot load is told before any trial
@@ -186,7 +198,8 @@ def run_retrain(
         held.enter_context(locked(folder))
         held.enter_context(ray_session(address, verbose))
         progress = progress_of(list(Journal(folder / JOURNAL).read()))
-        broker, share = held.enter_context(_hosts(spec, materials, progress, folder))
+        broker, share = held.enter_context(_hosts(spec, materials, progress, folder, address))
+        await_gpu(share, console.say)
         ask(broker, share, "load", (materials.data,))  # a host that cannot load is told before any state is dropped
         experiment = Experiment(spec, folder, materials, tracker, console, broker, share)
         return experiment.run_retrain_only()
@@ -212,10 +225,9 @@ def ray_or_no_ray(request: Request) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _hosts(
-    spec: SearchSpec, materials: Materials, progress: dict[str, Progress], folder: Path
+    spec: SearchSpec, materials: Materials, progress: dict[str, Progress], folder: Path, address: str
 ) -> Iterator[tuple[str, Share]]:
     """The search's broker and the share of each trial."""
-    cpus = num_cpus()
     start = None
     if spec.init_from is not None:
         start, sha256 = read_start(Path(spec.init_from), spec.method, materials.info)
@@ -228,11 +240,11 @@ def _hosts(
         precision=spec.precision,
         num_slots=spec.slots,
         rows_per_pass=spec.rows_per_pass,
-        num_threads=spec.num_threads or cpus,
+        num_threads=spec.num_threads or node_cpus(),
         widest=_widest(materials.space),
         start=start,
     )
-    share = share_of(spec.device, spec.slots, cpus)
+    share = share_of(spec.device, spec.slots, launchable_gpus(address))
     storage = storage_of(spec, folder)
     with broker_of(spec.search_id, plan, materials.data, storage, progress) as broker:
         yield broker, share
@@ -253,7 +265,7 @@ def _device(request: Request, start_ray: Callable[[], None]) -> Literal["cpu", "
         there = torch.cuda.is_available()
     else:
         start_ray()
-        there = has_gpu()
+        there = launchable_gpus(request.address) > 0 or has_gpu()
     if request.device == "cuda" and not there:
         place = "this machine" if request.address == LOCAL else f"the cluster at {request.address}"
         raise SpecError(f"--device cuda: no GPU on {place}; use --device cpu, or join a cluster with --address")
