@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--address", help="local, auto or a Ray cluster's address (default: RAY_ADDRESS, else local)")
     where.add_argument("--experiment", type=Path, help="folder of this search (default runs/TASK-METHOD-TIME)")
     where.add_argument("--storage", help="folder or fsspec URI for trial states (default: in the experiment)")
-    where.add_argument("--tracking-uri", help="MLflow server (default: a database in the experiment)")
+    where.add_argument("--tracking-uri", help="MLflow server (default: MLFLOW_TRACKING_URI, else a database)")
     p.add_argument(
         "--resume",
         type=Path,
@@ -120,7 +120,7 @@ def request(arguments: argparse.Namespace) -> "Request":
         time_budget_s=wall_time_s(arguments.time_budget),
         address=arguments.address or os.environ.get("RAY_ADDRESS") or "local",
         storage=arguments.storage,
-        tracking_uri=arguments.tracking_uri,
+        tracking_uri=arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None,
         experiment=arguments.experiment,
         device=arguments.device,
         precision=precision_or_auto(arguments.precision),

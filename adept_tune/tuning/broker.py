@@ -6,6 +6,7 @@ Hosts belong to the broker, so they die with it, and it dies with the driver: no
 import asyncio
 import contextlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 NAMESPACE = "adept_tune"
+IDLE_S = 60.0  # after which an unused host ends
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,12 @@ class Broker:
         self._hosts: dict[str, tuple[str, Any]] = {}
         self._made = 0
         self._seated: dict[str, Any] = {}
+        self._nodes: dict[str, str] = {}  # job -> node that its process was on when it was last admitted
         self._closed: set[str] = set()
         self._dismissed = False
         self._making: dict[str, asyncio.Lock] = {}  # by device, so that hosts load side by side
+        self._model: Any = None
+        self._sweeper: asyncio.Task[None] | None = None
 
     async def admit(self, job: str, node_id: str, gpu: str | None) -> Seat:
         """A host on the caller's device, and the state its job goes on from.
@@ -84,6 +89,7 @@ class Broker:
         """
         if job in self._closed:
             raise RuntimeError(f"{job} has failed for good")
+        self._nodes[job] = node_id
         host_name, host = await self.host(node_id, gpu)
         if self._dismissed:
             raise RuntimeError(STOPPED)
@@ -95,6 +101,10 @@ class Broker:
         progress = self._progress.get(job, Progress())
         step, blob = self._newest(job, progress.saved)
         return Seat(host, host_name, incarnation, step, blob, progress.reported)
+
+    def standing(self, job: str) -> tuple[int, str | None]:
+        """Step that a job goes on from when it is next admitted, and id of the node that it was last on, if any."""
+        return self._newest(job, self._progress.get(job, Progress()).saved)[0], self._nodes.get(job)
 
     def refuse(self, job: str, step: int) -> str:
         """A state is damaged: never give it out again. Returns where it lies."""
@@ -115,7 +125,7 @@ class Broker:
             if device in self._hosts:
                 name, host = self._hosts[device]
                 try:
-                    await host.load.remote(self._data)
+                    await host.load.remote(self._data, self._handle())
                     return name, host
                 except ray.exceptions.RayActorError:
                     del self._hosts[device]
@@ -132,9 +142,36 @@ class Broker:
                 )
                 .remote(self._plan, gpu)
             )
-            await host.load.remote(self._data)
+            await host.load.remote(self._data, self._handle())
             self._hosts[device] = name, host
+            if self._sweeper is None:
+                self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
             return name, host
+
+    async def model(self) -> list[Any]:
+        """Reference to the files of the model, a folder of this node, in a list so that Ray passes it on unread."""
+        if self._model is None:
+            from adept_tune.tuning.carried import packed
+
+            files = await asyncio.to_thread(packed, Path(self._plan.backbone["name"]))
+            self._model = ray.put(files)
+        return [self._model]
+
+    @staticmethod
+    def _handle() -> Any:
+        return ray.get_runtime_context().current_actor
+
+    async def _sweep(self) -> None:
+        """End hosts that nobody has used for a while: a node with an actor on it counts as busy, and is paid for."""
+        while True:
+            await asyncio.sleep(IDLE_S / 4)
+            for device in list(self._hosts):
+                async with self._making[device]:  # nobody is given a host that is about to end
+                    with contextlib.suppress(ray.exceptions.RayError, KeyError):  # it has died, or been replaced
+                        host = self._hosts[device][1]
+                        if await host.idle_s.remote() > IDLE_S:
+                            del self._hosts[device]
+                            ray.kill(host)
 
     def dismiss(self) -> None:
         """After a halt, let go of the trials that wait, and take in no more."""

@@ -102,21 +102,30 @@ class Host:
         self._pump_task: asyncio.Task[None] | None = None
         self._halt = threading.Event()
         self._dismissed = False
+        self._used_at = time.monotonic()
 
-    async def load(self, data: "TaskData") -> None:
+    async def idle_s(self) -> float:
+        """Seconds for which nobody has wanted anything of it; 0 while a trial has a seat or the engine works."""
+        if self._seats or self._lock.locked():
+            self._used_at = time.monotonic()
+        return time.monotonic() - self._used_at
+
+    async def load(self, data: "TaskData", broker: Any = None) -> None:
         """Load the backbone and make the engine, once.
 
         Args:
             data: The task's tokens.
+            broker: Brings a model that is a folder of its node's; None where that is this node.
 
         Raises:
             BackboneError: The weights cannot be loaded.
         """
+        self._used_at = time.monotonic()
         if self._engine is not None:  # no trial's start waits for another's steps
             return
         async with self._lock:
             if self._engine is None:
-                self._engine = await self._in_thread(lambda: self._build(data))
+                self._engine = await self._in_thread(lambda: self._build(data, broker))
 
     async def join(self, name: str, incarnation: int, config: Mapping[str, Any], blob: bytes | None) -> None:
         """Seat a trial; a later incarnation takes the place of an earlier one, whose process is gone.
@@ -240,20 +249,25 @@ class Host:
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    def _build(self, data: "TaskData") -> "Engine":
+    def _build(self, data: "TaskData", broker: Any) -> "Engine":
         if self._visible_device is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self._visible_device
+        import ray
         import torch
         from safetensors.torch import load
 
         from adept_tune.backbones import BackboneInfo
         from adept_tune.engine.build import build_engine
         from adept_tune.methods import get_method
+        from adept_tune.tuning.carried import model_here
 
         plan = self._plan
+        info = BackboneInfo(**plan.backbone)
+        if broker is not None:
+            info = model_here(info, lambda: ray.get(ray.get(broker.model.remote())[0]))
         torch.set_num_threads(plan.num_threads)
         return build_engine(
-            BackboneInfo(**plan.backbone),
+            info,
             get_method(plan.method),
             data,
             plan.num_slots,

@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -29,16 +30,27 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 _REPORT_FIELDS = [field.name for field in fields(Report)]
 BROKER_S = 30.0  # to answer
+ROOM_S = 1.0  # between two looks at the nodes
+SILENT_S = 60.0  # within which Ray finds out that a node is dead
+_MOST_PENDING = "100000"  # trials that Tune may ask resources for at once; `_Jobs` gives out no more than there is room
 _UNUSED_SNAPSHOTS_S = "1e9"  # Tune's own snapshots; ours is the journal
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a trial holds in Ray's accounting, and how many may run at once."""
+    """What a trial holds in Ray's accounting, and how many may run at once.
+
+    Attributes:
+        num_cpus: Of Ray's.
+        num_gpus: Of Ray's.
+        concurrent: Trials at once when the work begins, on the devices that are there or can be launched.
+        room: How many it is now; a node that joins makes room.
+    """
 
     num_cpus: float
     num_gpus: float
     concurrent: int
+    room: Callable[[], int]
 
     def options(self) -> dict[str, float]:
         """For a Ray task that holds the same share."""
@@ -98,6 +110,7 @@ def run_work(work: Work, broker_name: str, share: Share, max_failures: int, inte
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = _UNUSED_SNAPSHOTS_S
     os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = _MOST_PENDING
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours saves the trials' states first
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     broker = ray.get_actor(broker_name, namespace=NAMESPACE)
@@ -107,9 +120,8 @@ def run_work(work: Work, broker_name: str, share: Share, max_failures: int, inte
             tune.with_resources(run_trial, {"cpu": share.num_cpus, "gpu": share.num_gpus}),
             tune_config=tune.TuneConfig(
                 num_samples=-1,
-                search_alg=_Jobs(work, broker_name, reins),
+                search_alg=_Jobs(work, broker_name, reins, share.room),
                 scheduler=_Decisions(work, broker, reins),
-                max_concurrent_trials=share.concurrent,
                 reuse_actors=True,
                 trial_name_creator=lambda trial: str(trial.config["job"]["name"]),
                 trial_dirname_creator=lambda trial: str(trial.config["job"]["name"]),
@@ -151,21 +163,40 @@ class _Stop(_Unsaved, Stopper):  # type: ignore[misc]  # Ray is untyped here
 
 
 class _Jobs(_Unsaved, Searcher):  # type: ignore[misc]  # Ray is untyped here
-    """Tune asks for a configuration; the answer is the work's next job."""
+    """Tune asks for a configuration; the answer is the work's next job.
 
-    def __init__(self, work: Work, broker_name: str, reins: _Reins) -> None:
+    Tune's own limit of trials at once is a number; ours follows the nodes. A job is chosen when there is room for it.
+    """
+
+    def __init__(self, work: Work, broker_name: str, reins: _Reins, room: Callable[[], int]) -> None:
         super().__init__()
         self._work = work
         self._broker_name = broker_name
         self._reins = reins
+        self._count_room = room
+        self._room = 0
+        self._counted_at = float("-inf")
+        self._live: set[str] = set()
 
     def suggest(self, trial_id: str) -> Any:
-        """A job, or FINISHED."""
+        """A job, None while there is no room for one, or FINISHED."""
+        if self._live and not self._has_room():
+            return None
         job = None if self._reins.pulled else self._reins.write(self._work.next, None)
-        return Searcher.FINISHED if job is None else {"job": job.as_dict(), "broker": self._broker_name}
+        if job is None:
+            return Searcher.FINISHED
+        self._live.add(trial_id)
+        return {"job": job.as_dict(), "broker": self._broker_name}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """The work hears of ends from the callback, which knows the error."""
+        """Only makes room: the work hears of ends from the callback, which knows the error."""
+        self._live.discard(trial_id)
+
+    def _has_room(self) -> bool:
+        now = time.monotonic()
+        if now - self._counted_at >= ROOM_S:
+            self._room, self._counted_at = self._count_room(), now
+        return len(self._live) < self._room
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to keep: the journal has it."""
@@ -223,6 +254,27 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]  # Ray is untyp
         return self._hosts[name]
 
 
+@dataclass(frozen=True)
+class _Silent:
+    """A job whose process could not be reached; whether its whole node is lost shows some seconds later.
+
+    Attributes:
+        name: Of the job.
+        step: Which it goes on from.
+        node: Id of the node that it was on; None where it had not got that far.
+        error: What Ray said.
+        dead_before: Ids of nodes that were dead already.
+        since: When it was.
+    """
+
+    name: str
+    step: int
+    node: str | None
+    error: str
+    dead_before: frozenset[str]
+    since: float
+
+
 class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
     """Tune tells of starts and errors, and turns its wheel."""
 
@@ -232,9 +284,12 @@ class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
         self._reins = reins
         self._max_failures = max_failures
         self._failures: Counter[str] = Counter()
+        self._silent: list[_Silent] = []
+        self._judged_at = float("-inf")
 
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
         """Once told to stop, save what is on its way before Tune stops it."""
+        self._judge_silent()
         if self._reins.pulled and not self._reins.saved:
             self._reins.saved = True
             for saved in self._halted():
@@ -256,6 +311,26 @@ class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
             pass  # it is busy
         return True
 
+    def _judge_silent(self) -> None:
+        """Tell what became of processes that nobody could reach, once Ray knows whether their nodes live."""
+        if not self._silent or time.monotonic() - self._judged_at < ROOM_S:
+            return
+        self._judged_at, dead = time.monotonic(), _dead_nodes()
+        for silent in list(self._silent):
+            lost = (
+                silent.node in dead or (silent.node is None and dead > silent.dead_before) or _node_lost(silent.error)
+            )
+            if not lost and time.monotonic() - silent.since < SILENT_S:
+                continue
+            self._silent.remove(silent)
+            if lost:
+                what = "its node was lost"
+            else:
+                self._failures[silent.name] += 1
+                what = f"its process could not be reached ({self._failures[silent.name]} of {self._max_failures} times)"
+            what = f"{what}; it goes on from step {silent.step}"
+            self._reins.write(lambda s=silent, w=what: self._work.trouble(s.name, w, s.error), None)  # type: ignore[misc]
+
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         """Tune has told all trials to stop, and waits until their processes have ended."""
         if self._reins.saved:
@@ -273,8 +348,9 @@ class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
         if not self._broker_lives():  # without it every trial would fail, one by one
             self._reins.fault = StoppedError(f"the search's broker has died ({_cause(error)}); --resume goes on")
             return
-        if _node_lost(error):
-            self._reins.write(lambda: self._work.trouble(name, "its node was lost; it goes on elsewhere", error), None)
+        if _node_lost(error) or _unreachable(error):
+            step, node = ray.get(self._broker.standing.remote(name))
+            self._silent.append(_Silent(name, step, node, error, _dead_nodes(), time.monotonic()))
             return
         self._failures[name] += 1
         if self._failures[name] > self._max_failures:
@@ -312,3 +388,12 @@ def _cause(error: str) -> str:
 def _node_lost(error: str) -> bool:
     """Whether a process was lost with its whole node, a spot instance for example."""
     return "its node has died" in error
+
+
+def _unreachable(error: str) -> bool:
+    """Whether a process did not answer and Ray did not know why: it knows of dead processes, so a node is suspected."""
+    return "ActorUnavailableError" in error or "is unavailable: " in error
+
+
+def _dead_nodes() -> frozenset[str]:
+    return frozenset(str(node["NodeID"]) for node in ray.nodes() if not node["Alive"])

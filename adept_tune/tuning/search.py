@@ -25,9 +25,11 @@ from adept_tune.tuning.cluster import (
     LOCAL,
     affordable_slots,
     ask,
+    await_gpu,
     broker_of,
     has_gpu,
-    num_cpus,
+    launchable_gpus,
+    node_cpus,
     ray_session,
     settle,
     share_of,
@@ -159,13 +161,14 @@ def run_search(request: Request, console: Console, hosts: Hosts | None = None, d
             start_ray()
             progress = progress_of(list(Journal(folder / JOURNAL).read()))
             broker = held.enter_context((hosts or _hosts)(draft, materials, progress, folder))
+            await_gpu(_share(draft, request.address), console.say)
             spec = draft
             if request.resume is not None:
-                share = _share(spec)
+                share = _share(spec, request.address)
                 ask(broker, share, "load", (materials.data,))  # a host that cannot load is told before any trial
             else:
                 spec, expected = _planned(request, draft, materials, broker)
-                share = _share(spec)
+                share = _share(spec, request.address)
                 for line in plan_lines(spec, materials, expected, share.concurrent):
                     console.say(line)
             if request.dry_run:
@@ -209,7 +212,8 @@ def run_retrain(
         held.enter_context(locked(folder))
         held.enter_context(ray_session(address, verbose))
         progress = progress_of(list(Journal(folder / JOURNAL).read()))
-        broker, share = held.enter_context(_hosts(spec, materials, progress, folder)), _share(spec)
+        broker, share = held.enter_context(_hosts(spec, materials, progress, folder)), _share(spec, address)
+        await_gpu(share, console.say)
         ask(broker, share, "load", (materials.data,))  # a host that cannot load is told before any state is dropped
         experiment = Experiment(spec, folder, materials, tracker, console, broker, share)
         return experiment.run_retrain_only()
@@ -248,7 +252,7 @@ def _hosts(spec: SearchSpec, materials: Materials, progress: dict[str, Progress]
         precision=spec.precision,
         num_slots=spec.slots,
         tokens_per_pass=spec.tokens_per_pass,
-        num_threads=spec.num_threads or num_cpus(),
+        num_threads=spec.num_threads or node_cpus(),
         widest=_widest(materials.space),
         start=start,
     )
@@ -257,9 +261,9 @@ def _hosts(spec: SearchSpec, materials: Materials, progress: dict[str, Progress]
         yield broker
 
 
-def _share(spec: SearchSpec) -> Share:
+def _share(spec: SearchSpec, address: str) -> Share:
     """What each trial holds of its device."""
-    return share_of(spec.device, spec.slots, num_cpus())
+    return share_of(spec.device, spec.slots, launchable_gpus(address))
 
 
 def _widest(space: SearchSpace) -> tuple[int, int]:
@@ -282,7 +286,7 @@ def _device(request: Request, start_ray: Callable[[], None]) -> Literal["cpu", "
         there = torch.cuda.is_available()
     else:
         start_ray()
-        there = has_gpu()
+        there = launchable_gpus(request.address) > 0 or has_gpu()
     if request.device == "cuda" and not there:
         place = "this machine" if request.address == LOCAL else f"the cluster at {request.address}"
         raise SpecError(f"--device cuda: no GPU on {place}; use --device cpu, or join a cluster with --address")
@@ -462,9 +466,9 @@ def _planned(request: Request, draft: SearchSpec, materials: Materials, broker: 
     task = materials.task
     params = materials.space.points[0] if materials.space.points else next(materials.space.corners())
     config = trial_config(draft, materials.space, params, 0)
-    whole = share_of(draft.device, 1, num_cpus())
+    whole = share_of(draft.device, 1, launchable_gpus(request.address))
     devices = whole.concurrent
-    most, of_each = affordable_slots(devices), math.ceil((request.trials or MOST_TRIALS) / devices)
+    most, of_each = affordable_slots(draft.device), math.ceil((request.trials or MOST_TRIALS) / devices)
     tried = (
         [request.slots]
         if request.slots

@@ -221,7 +221,7 @@ def rebuilt(folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         copy, console = Path(scratch), Console(io.StringIO())
         shutil.copy(folder / JOURNAL, copy / JOURNAL)
-        experiment = Experiment(longer, copy, _materials(spec), _Silent(), console, "", Share(0, 0, 1))  # type: ignore[arg-type]
+        experiment = Experiment(longer, copy, _materials(spec), _Silent(), console, "", Share(0, 0, 1, lambda: 1))  # type: ignore[arg-type]
         study = experiment.study(lambda: False)
         study.replay(search_events(list(Journal(copy / JOURNAL).read())))
         jobs = [study.next() for _ in range(NEXT_PROPOSALS)]

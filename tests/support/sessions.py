@@ -28,9 +28,12 @@ class Session:
         arguments: Of `adept_tune.search`; `--experiment` is added.
         folder: The experiment.
         cache: Folder for tokens.
+        module: What is run.
     """
 
-    def __init__(self, arguments: list[str], folder: Path, cache: Path, **environment: str) -> None:
+    def __init__(
+        self, arguments: list[str], folder: Path, cache: Path, module: str = "adept_tune.search", **environment: str
+    ) -> None:
         self.folder = folder
         self._mark = uuid.uuid4().hex
         self._log = folder.parent / f"{folder.name}-{self._mark[:6]}.log"
@@ -38,7 +41,7 @@ class Session:
         kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "adept_tune.search", *arguments, "--experiment", str(folder)],
+                [sys.executable, "-m", module, *arguments, "--experiment", str(folder)],
                 env=kept | given | environment,
                 stdout=log,
                 stderr=log,

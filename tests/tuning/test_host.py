@@ -264,3 +264,18 @@ def test_a_probe_leaves_every_slot_free_and_says_what_it_measured():
         await host.join("b", 0, settings(1), None)
 
     run(scene())
+
+
+def test_a_host_is_idle_only_while_no_trial_has_a_seat():
+    async def scene():
+        host = made_host()
+        await host.join("a", 0, settings(0), None)
+        await asyncio.sleep(0.1)
+        assert await host.idle_s() < 0.05
+        await host.leave("a", 0)
+        await asyncio.sleep(0.1)
+        assert await host.idle_s() >= 0.1
+        await host.load(None)
+        assert await host.idle_s() < 0.05
+
+    run(scene())
