@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from adept_tune.tuning.cluster import MAX_GPUS
 from tests.cluster.conftest import RemoteNodes
 from tests.support.sessions import Session, mlflow_states, said_twice
 
@@ -64,6 +65,18 @@ def test_trials_spread_over_gpus_survive_a_lost_node_and_use_one_that_joins(plac
     while nodes.host_nodes():
         assert time.monotonic() < deadline, nodes.host_nodes()
         time.sleep(0.2)
+
+
+def test_a_search_waits_for_the_gpu_that_its_cluster_promises(places, tmp_path, without_gpus, monkeypatch):
+    monkeypatch.setenv(MAX_GPUS, "1")
+    found = search(places, tmp_path / "experiment", without_gpus, trials=2, steps=20)
+    found.until(lambda: "The cluster has no GPU yet" in found.output)
+    joined = without_gpus.ask("add", "gpu", 1, 1)
+    found.until(lambda: found.events("reported"))
+    assert without_gpus.host_nodes() == [joined[:12]]
+    assert found.end() == 0, found.output
+    assert "2 at once" in found.output
+    without_gpus.ask("remove", "gpu")
 
 
 def test_trials_of_cpus_hold_a_share_of_their_node_and_none_waits_for_a_seat(places, tmp_path, without_gpus):

@@ -5,6 +5,7 @@ import pytest
 from adept_tune.errors import SpecError
 from adept_tune.tuning import cluster
 from adept_tune.tuning.cluster import LOCAL, MAX_GPUS, launchable_gpus, node_cpus, share_of
+from adept_tune.tuning.search import Request, _device
 from adept_tune.tuning.version import own_version
 
 
@@ -69,6 +70,13 @@ def test_launchable_gpus_are_the_clusters_and_not_this_machines(monkeypatch):
     assert launchable_gpus(LOCAL) == 0
     monkeypatch.delenv(MAX_GPUS)
     assert launchable_gpus("auto") == 0
+
+
+@pytest.mark.parametrize(("promised", "device"), [("2", "cuda"), ("0", "cpu")])
+def test_device_is_the_gpu_that_the_cluster_can_launch(nodes, monkeypatch, promised, device):
+    nodes += [(4, 0, True)]
+    monkeypatch.setenv(MAX_GPUS, promised)
+    assert _device(Request("cola", address="auto"), lambda: None) == device
 
 
 @pytest.mark.parametrize("text", ["four", "-1", "1.5"])
