@@ -9,6 +9,8 @@ from tests.support.finished import Finished, search_demonstration
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a network
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost more than they bring
+for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "ADEPT_TUNE_MAX_GPUS"):  # searches of tests stay on their own
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -221,17 +221,21 @@ class InModelEngine:
                     if self._halted():
                         raise Halted
                     batch = stack([piece], train.sources, self.data.pad_id, self.backbone.device)
-                    nll = self._nll(seat, piece, batch) / num_tokens
-                    gradients = torch.autograd.grad(nll, list(seat.places.values()), materialize_grads=True)
-                    for total, gradient in zip(sums, gradients, strict=True):
-                        total += gradient
-                    loss += float(nll.detach())
+                    loss += self._backward(seat, piece, batch, num_tokens, sums)
                 return loss, sums
             except Exception as error:
                 if batch is None or len(batch.mask_PW) < 2 or not ran_out(error):
                     raise
             self.tokens_per_pass = batch.mask_PW.numel() // 2
             release(self.backbone.device)
+
+    def _backward(self, seat: _Seat, piece: Piece, batch: Stack, num_tokens: int, sums: list[Tensor]) -> float:
+        """Loss of one pass, its gradients added to the sums; what it needs memory for is gone when it ends."""
+        nll = self._nll(seat, piece, batch) / num_tokens
+        gradients = torch.autograd.grad(nll, list(seat.places.values()), materialize_grads=True)
+        for total, gradient in zip(sums, gradients, strict=True):
+            total += gradient
+        return float(nll.detach())
 
     def _nll(self, seat: _Seat, piece: Piece, batch: Stack) -> Tensor:
         """Negative log-likelihood of a pass's targets, summed."""
@@ -268,7 +272,7 @@ class InModelEngine:
         for name, place in places.items():
             if place.dtype != self._dtype:
                 exact = place.detach() if state is None else state.tensors[name].to(place.device)
-                masters[name] = exact.to(self._dtype).requires_grad_()
+                masters[name] = exact.to(self._dtype, copy=True).requires_grad_()
         # Fused, it needs no memory of its own, so an update is made whole.
         optimizer = torch.optim.AdamW(
             masters.values(),

@@ -105,7 +105,8 @@ class MlflowTracker(Tracker):
             databases = ", ".join(f"{name}://" for name in DATABASE_SCHEMES)
             raise TrackingError(
                 f"--tracking-uri {self.shown_uri}: runs are kept by a server (http://HOST:PORT) or a "
-                f"database ({databases}); leave the option out to keep them in the experiment folder"
+                f"database ({databases}); leave the option out, and MLFLOW_TRACKING_URI unset, to keep them in the "
+                "experiment folder"
             )
         if scheme not in SERVER_SCHEMES:
             return
@@ -113,8 +114,8 @@ class MlflowTracker(Tracker):
         if fault is not None:
             raise TrackingError(
                 f"--tracking-uri {self.shown_uri}: {fault}; start the server (mlflow server --host 127.0.0.1 "
-                "--port 5000), correct the URI, or leave the option out to keep the runs in the experiment "
-                "folder"
+                "--port 5000), correct the URI, or leave the option out, and MLFLOW_TRACKING_URI unset, to keep the "
+                "runs in the experiment folder"
             )
 
     def start(self, info: SearchInfo) -> None:

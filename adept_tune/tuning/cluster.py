@@ -59,7 +59,8 @@ def ray_session(address: str, verbose: bool) -> Iterator[None]:
         options |= {"address": "local", "include_dashboard": False}
     else:
         options["address"] = address
-        os.environ.pop("RAY_ADDRESS", None)  # Ray would prefer it to what it is told
+        if address != "auto":
+            os.environ.pop("RAY_ADDRESS", None)  # Ray would prefer it to what it is told
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -153,7 +154,7 @@ def share_of(device: str, slots: int, launchable: int = 0) -> Share:
     num_cpus = _part(node_cpus(), slots)
 
     def on_cpus() -> int:
-        return max(1, sum(min(slots, int(cpus / num_cpus)) for cpus in _cpus_by_node()))
+        return max(1, sum(min(slots, int(cpus / num_cpus + 1e-9)) for cpus in _cpus_by_node()))
 
     return Share(num_cpus=num_cpus, num_gpus=0.0, concurrent=on_cpus(), room=on_cpus)
 

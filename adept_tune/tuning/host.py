@@ -10,12 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from adept_tune.tuning.work import Report
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from adept_tune.engine.build import TrialEngine as Engine
     from adept_tune.engine.config import TrialConfig
     from adept_tune.engine.reading import Evaluation
@@ -126,6 +129,7 @@ class Host:
         async with self._lock:
             if self._engine is None:
                 self._engine = await self._in_thread(lambda: self._build(data, broker))
+                self._used_at = time.monotonic()
 
     async def join(self, name: str, incarnation: int, config: Mapping[str, Any], blob: bytes | None) -> None:
         """Seat a trial; a later incarnation takes the place of an earlier one, whose process is gone.
@@ -207,7 +211,12 @@ class Host:
                 await self._vacate(name)
 
     async def probe(
-        self, config: Mapping[str, Any], companies: Sequence[int], limits: Sequence[int | None], num_steps: int = 2
+        self,
+        config: Mapping[str, Any],
+        companies: Sequence[int],
+        limits: Sequence[int | None],
+        num_threads: int | None = None,
+        num_steps: int = 2,
     ) -> dict[str, Any]:
         """Time a few steps of several equal trials and a part of an evaluation, and go on with what was fastest.
 
@@ -217,6 +226,7 @@ class Host:
             config: Fields of the trials' `TrialConfig`.
             companies: Numbers of trials to try, ascending; a larger one has to be a tenth faster.
             limits: Most tokens of a pass to try; None is all.
+            num_threads: That were asked for; None lets one thread be tried.
             num_steps: To time of each.
 
         Returns:
@@ -227,7 +237,7 @@ class Host:
 
         engine, trial = self._ready(), TrialConfig.model_validate(config)
         async with self._taking():
-            return await self._in_thread(lambda: _probe(engine, trial, companies, limits, num_steps))
+            return await self._in_thread(lambda: _probe(engine, trial, companies, limits, num_threads, num_steps))
 
     async def score(self, blob: bytes, where: str, split: Split) -> dict[str, Any]:
         """Score a saved trial alone on a split, as prediction does.
@@ -418,56 +428,76 @@ class _Taking:
 
 
 def _probe(
-    engine: "Engine", trial: "TrialConfig", companies: Sequence[int], limits: Sequence[int | None], num_steps: int
+    engine: "Engine",
+    trial: "TrialConfig",
+    companies: Sequence[int],
+    limits: Sequence[int | None],
+    num_threads: int | None,
+    num_steps: int,
 ) -> dict[str, Any]:
     import torch
 
+    if engine.backbone.device.type == "cuda":
+        limits = _within_memory(engine, trial, limits)
     found: dict[str, Any] = {}
+    for company in companies:
+        timed = [_timed(engine, trial, company, limit, num_steps) for limit in limits]
+        best = min(timed, key=lambda one: one["step_s"])
+        if found and best["step_s"] > 0.9 * found["step_s"]:
+            break
+        found = best
+    threads, may_choose = torch.get_num_threads(), engine.backbone.device.type == "cpu" and num_threads is None
+    if may_choose and threads > 1 and found["step_s"] < 1:
+        torch.set_num_threads(1)
+        alone = _timed(engine, trial, found["slots"], found["tokens_per_pass"], num_steps)
+        if alone["step_s"] < found["step_s"]:
+            found, threads = alone, 1
+        torch.set_num_threads(threads)
+    engine.tokens_per_pass = found["tokens_per_pass"]
+    with _seated(engine, trial, found["slots"]) as slots:
+        start = time.monotonic()
+        share = engine.evaluate_sample(slots)
+        evaluation_s = (time.monotonic() - start) / share / len(slots)
+    return found | {"evaluation_s": evaluation_s, "num_threads": threads}
+
+
+@contextmanager
+def _seated(engine: "Engine", trial: "TrialConfig", company: int) -> "Iterator[list[int]]":
+    """Some equal trials at their start, for the time of a block."""
     slots: list[int] = []
     try:
-        for company in companies:
-            slots += [engine.join(trial) for _ in range(company - len(slots))]
-            if not found and engine.backbone.device.type == "cuda":
-                limits = _within_memory(engine, slots[0], limits)
-            timed = [_timed(engine, slots, limit, num_steps) for limit in limits]
-            best = min(timed, key=lambda one: one["step_s"])
-            if found and best["step_s"] > 0.9 * found["step_s"]:
-                break
-            found = best
-        engine.tokens_per_pass = found["tokens_per_pass"]
-        here, threads = slots[: found["slots"]], torch.get_num_threads()
-        if engine.backbone.device.type == "cpu" and threads > 1 and found["step_s"] < 1:
-            torch.set_num_threads(1)
-            alone = _timed(engine, here, found["tokens_per_pass"], num_steps)
-            if alone["step_s"] < found["step_s"]:
-                found, threads = alone, 1
-            torch.set_num_threads(threads)
-        start = time.monotonic()
-        share = engine.evaluate_sample(here)
-        return found | {"evaluation_s": (time.monotonic() - start) / share / len(here), "num_threads": threads}
+        slots += (engine.join(trial) for _ in range(company))
+        yield slots
     finally:
         for slot in slots:
             engine.leave(slot)
 
 
-def _within_memory(engine: "Engine", slot: int, limits: Sequence[int | None]) -> list[int | None]:
+def _within_memory(engine: "Engine", trial: "TrialConfig", limits: Sequence[int | None]) -> list[int | None]:
     """Limits that a tenth of the free memory is left beside, as two passes tell; what is told is told once."""
-    from adept_tune.engine.memory import free_bytes
+    from adept_tune.engine.memory import free_bytes, ran_out
 
-    most = engine.need(slot).tokens_within(0.9 * free_bytes(engine.backbone.device))
+    try:
+        with _seated(engine, trial, 1) as (slot,):
+            most = engine.need(slot).tokens_within(0.9 * free_bytes(engine.backbone.device))
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        return list(limits)  # a step that does not fit finds its own limit
     return list(dict.fromkeys(most if limit is None else min(limit, most or limit) for limit in limits))
 
 
-def _timed(engine: "Engine", slots: list[int], limit: int | None, num_steps: int) -> dict[str, Any]:
+def _timed(engine: "Engine", trial: "TrialConfig", company: int, limit: int | None, num_steps: int) -> dict[str, Any]:
     """One trial's step among some, in passes of some tokens; fewer where memory ran out."""
     engine.tokens_per_pass = limit
-    engine.step(slots)  # the first step pays for allocations
-    engine.num_tokens()  # starts them anew
-    step_s = _step_s(engine, slots, num_steps)
-    real, read = engine.num_tokens()
+    with _seated(engine, trial, company) as slots:
+        engine.step(slots)  # the first step pays for allocations
+        engine.num_tokens()  # starts them anew
+        step_s = _step_s(engine, slots, num_steps)
+        real, read = engine.num_tokens()
     return {
         "step_s": step_s,
-        "slots": len(slots),
+        "slots": company,
         "tokens_per_pass": engine.tokens_per_pass,
         "padded_share": 1 - real / read,
     }

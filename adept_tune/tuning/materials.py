@@ -66,8 +66,16 @@ def gather(
     return Materials(task, splits, data, info, space)
 
 
+WINDOWED = ("mistral", "gemma3_text")  # transformers' names of those that attend to a window of columns
+
+
 def _check_positions(info: BackboneInfo, space: SearchSpace, data: TaskData) -> None:
-    """See that the longest prompt leaves room for source and answer, where a model can read only so much."""
+    """See that the longest prompt leaves room for source and answer, where a model can read only so much.
+
+    A prefix stands before the padding of a short row, where a model that looks back a number of columns may miss it.
+    """
+    if space.method.name == "prefix-tuning" and info.model_type in WINDOWED:
+        raise SpecError(f"--method prefix-tuning: {info.name} looks back no further than a window; take another method")
     if info.max_positions is None:
         return
     splits = (data.train, data.validation, data.test)

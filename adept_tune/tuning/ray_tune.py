@@ -111,6 +111,7 @@ def run_work(work: Work, broker_name: str, share: Share, max_failures: int, inte
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = _UNUSED_SNAPSHOTS_S
     os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = _MOST_PENDING
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "30"  # a reset that is given up ends a trial behind our back
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours saves the trials' states first
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     broker = ray.get_actor(broker_name, namespace=NAMESPACE)
@@ -259,6 +260,7 @@ class _Silent:
     """A job whose process could not be reached; whether its whole node is lost shows some seconds later.
 
     Attributes:
+        trial: Of Tune.
         name: Of the job.
         step: Which it goes on from.
         node: Id of the node that it was on; None where it had not got that far.
@@ -267,6 +269,7 @@ class _Silent:
         since: When it was.
     """
 
+    trial: Any
     name: str
     step: int
     node: str | None
@@ -327,6 +330,10 @@ class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
                 what = "its node was lost"
             else:
                 self._failures[silent.name] += 1
+                if self._failures[silent.name] > self._max_failures:
+                    silent.trial.max_failures = 0  # what Tune starts now is turned away by the broker
+                    self._fail(silent.name, silent.error)
+                    continue
                 what = f"its process could not be reached ({self._failures[silent.name]} of {self._max_failures} times)"
             what = f"{what}; it goes on from step {silent.step}"
             self._reins.write(lambda s=silent, w=what: self._work.trouble(s.name, w, s.error), None)  # type: ignore[misc]
@@ -350,7 +357,7 @@ class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
             return
         if _node_lost(error) or _unreachable(error):
             step, node = ray.get(self._broker.standing.remote(name))
-            self._silent.append(_Silent(name, step, node, error, _dead_nodes(), time.monotonic()))
+            self._silent.append(_Silent(trial, name, step, node, error, _dead_nodes(), time.monotonic()))
             return
         self._failures[name] += 1
         if self._failures[name] > self._max_failures:

@@ -47,7 +47,7 @@ from adept_tune.tuning.journal import Journal
 from adept_tune.tuning.lock import locked
 from adept_tune.tuning.materials import Materials, check_unchanged, gather
 from adept_tune.tuning.options import OPTIONS
-from adept_tune.tuning.plan import MOST_STEPS, MOST_TRIALS, Costs, Estimate, estimate, fit
+from adept_tune.tuning.plan import MOST_STEPS, Costs, Estimate, estimate, fit
 from adept_tune.tuning.ray_tune import Drive, Share, run_work
 from adept_tune.tuning.rungs import Scheduler
 from adept_tune.tuning.samplers import make_proposer
@@ -211,6 +211,8 @@ def run_retrain(
     with contextlib.ExitStack() as held:
         held.enter_context(locked(folder))
         held.enter_context(ray_session(address, verbose))
+        if spec.device == "cuda" and not (has_gpu() or launchable_gpus(address)):
+            raise SpecError(f"{folder}: was searched on a GPU, and there is none here; join a cluster with --address")
         progress = progress_of(list(Journal(folder / JOURNAL).read()))
         broker, share = held.enter_context(_hosts(spec, materials, progress, folder)), _share(spec, address)
         await_gpu(share, console.say)
@@ -272,9 +274,15 @@ def _widest(space: SearchSpace) -> tuple[int, int]:
     return max(size.prompt_length for size in sizes), max(size.width for size in sizes)
 
 
-def companies(method: str, device: str) -> list[int]:
-    """Trials at once that the probe tries; those inside the model share nothing, and each has a copy of it."""
-    return [1] if method in IN_MODEL else COMPANIES[device]
+def companies(method: str, device: str, trials: int | None) -> list[int]:
+    """Trials at once that the probe tries; those inside the model share nothing, and each has a copy of it.
+
+    Beyond the fewest, no more than a quarter of all trials: sampler and rungs learn only from those that came before.
+    """
+    if method in IN_MODEL:
+        return [1]
+    fewest, *more = COMPANIES[device]
+    return [fewest, *(slots for slots in more if 4 * slots <= (trials or TRIALS[device]))]
 
 
 def _device(request: Request, start_ray: Callable[[], None]) -> Literal["cpu", "cuda"]:
@@ -330,13 +338,16 @@ def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
                 "search_id": old.search_id,
                 "retrain_s": old.retrain_s,
                 "expected_s": old.expected_s,
-                "num_threads": request.num_threads or old.num_threads,
-                "tokens_per_pass": request.tokens_per_pass or old.tokens_per_pass,
-                "slots": request.slots or old.slots,
                 "padded_share": old.padded_share,
                 "trials": old.trials if request.trials is None else request.trials,
                 "time_budget_s": _budget(request, old),
             }
+            if old.device == new.device:  # what the probe found there
+                kept |= {
+                    "num_threads": request.num_threads or old.num_threads,
+                    "tokens_per_pass": request.tokens_per_pass or old.tokens_per_pass,
+                    "slots": request.slots or old.slots,
+                }
             resumed = new.model_copy(update=kept)
             if request.time_budget_s and search_time_left_s(resumed, list(Journal(folder / JOURNAL).read())) <= 0:
                 raise SpecError(
@@ -405,10 +416,10 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
             finalists=request.finalists,
             seeds=request.seeds,
             seed=request.seed,
-            slots=request.slots or companies(file.method, device)[-1],
+            slots=request.slots or companies(file.method, device, request.trials)[-1],
             device=device,  # type: ignore[arg-type]  # pydantic checks it
             precision=request.precision or best_precision(device),
-            tokens_per_pass=request.tokens_per_pass,
+            tokens_per_pass=request.tokens_per_pass or TOKENS_PER_PASS[device][0],
             max_failures=request.max_failures,
             num_threads=request.num_threads,
             time_budget_s=request.time_budget_s,
@@ -468,15 +479,12 @@ def _planned(request: Request, draft: SearchSpec, materials: Materials, broker: 
     config = trial_config(draft, materials.space, params, 0)
     whole = share_of(draft.device, 1, launchable_gpus(request.address))
     devices = whole.concurrent
-    most, of_each = affordable_slots(draft.device), math.ceil((request.trials or MOST_TRIALS) / devices)
-    tried = (
-        [request.slots]
-        if request.slots
-        else sorted({min(slots, most) for slots in companies(draft.method, draft.device)})
-    )
-    slots_of = {min(slots, of_each): slots for slots in reversed(tried)}
-    limits = TOKENS_PER_PASS[draft.device] if draft.tokens_per_pass is None else [draft.tokens_per_pass]
-    (probed,) = ask(broker, whole, "probe", (config.model_dump(mode="json"), sorted(slots_of), limits))
+    most, of_each = affordable_slots(draft.device), math.ceil((request.trials or TRIALS[draft.device]) / devices)
+    tried = companies(draft.method, draft.device, request.trials) if request.slots is None else [request.slots]
+    slots_of = {min(slots, of_each): min(slots, most) for slots in reversed(tried)}
+    limits = TOKENS_PER_PASS[draft.device] if request.tokens_per_pass is None else [request.tokens_per_pass]
+    question = config.model_dump(mode="json"), sorted(slots_of), limits, draft.num_threads
+    (probed,) = ask(broker, whole, "probe", question)
     costs = Costs(probed["step_s"] / devices, probed["evaluation_s"] / devices)
     shape = shape_of(draft, task)
     budget = request.time_budget_s
@@ -491,7 +499,7 @@ def _planned(request: Request, draft: SearchSpec, materials: Materials, broker: 
     found = {
         "num_slots": slots_of[probed["slots"]],
         "tokens_per_pass": probed["tokens_per_pass"],
-        "num_threads": draft.num_threads or probed["num_threads"],
+        "num_threads": probed["num_threads"],
     }
     settle(broker, **found)
     expected = estimate(trials, max_steps, costs, shape)

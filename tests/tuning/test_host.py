@@ -10,6 +10,7 @@ import torch
 from adept_tune.engine.memory import Need
 from adept_tune.engine.state import TrialState
 from adept_tune.tuning.host import Host, HostPlan, _within_memory
+from adept_tune.tuning.search import companies
 from tests.engine.test_engine import config
 from tests.support.data import made_engine
 
@@ -239,14 +240,43 @@ def test_no_pass_is_tried_that_two_small_ones_say_does_not_fit(monkeypatch):
     monkeypatch.setattr("adept_tune.engine.memory.free_bytes", lambda device: 100_000.0)
 
     class Told:
-        """An engine that tells what its passes take."""
+        """An engine that tells what its passes take, or has no memory to find out."""
 
         backbone = SimpleNamespace(device=None)
 
-        def need(self, slot):
-            return Need(10_000.0, 20.0)
+        def __init__(self, need):
+            self._need, self.seated = need, 0
 
-    assert _within_memory(Told(), 0, [None, 1024, 16384]) == [4000, 1024]
+        def join(self, trial):
+            self.seated += 1
+            return 0
+
+        def leave(self, slot):
+            self.seated -= 1
+
+        def need(self, slot):
+            if self._need is None:
+                raise MemoryError
+            return self._need
+
+    for need, expected in ((Need(10_000.0, 20.0), [4000, 1024]), (None, [None, 1024, 16384])):
+        engine = Told(need)
+        assert _within_memory(engine, None, [None, 1024, 16384]) == expected
+        assert engine.seated == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "device", "trials", "expected"),
+    [
+        ("adept", "cpu", 6, [4]),
+        ("adept", "cuda", 6, [8]),
+        ("adept", "cuda", None, [8]),  # 32 trials
+        ("adept", "cuda", 128, [8, 16, 32]),
+        ("lora", "cuda", 128, [1]),
+    ],
+)
+def test_the_probe_tries_no_more_at_once_than_a_quarter_of_the_trials(method, device, trials, expected):
+    assert companies(method, device, trials) == expected
 
 
 def test_a_probe_leaves_every_slot_free_and_says_what_it_measured():

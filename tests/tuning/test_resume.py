@@ -9,6 +9,7 @@ import pytest
 from adept_tune.errors import SpecError
 from adept_tune.tuning.materials import Materials
 from adept_tune.tuning.search import Request, _resumed, _with_space
+from adept_tune.tuning.space import SpaceFile, resolve_space
 from adept_tune.tuning.spec import SearchSpec
 from tests.support.search import SPACE, spec_fields
 
@@ -34,7 +35,8 @@ def test_a_packaged_space_that_has_changed_since_does_not_end_a_search(tmp_path:
         class task:  # noqa: N801
             max_source_length = 12
 
-    materials = Materials(Known.task, None, None, Known.info, None)  # type: ignore[arg-type]
+    space = resolve_space(SpaceFile.model_validate(old.space), 16, 12, {})
+    materials = Materials(Known.task, None, None, Known.info, space)  # type: ignore[arg-type]
     again = _with_space(materials, spec)
     assert str(again.space.dimensions["prompt_lr"]) != str(
         _with_space(replace(materials), spec.model_copy(update={"space": NEW})).space.dimensions["prompt_lr"]
