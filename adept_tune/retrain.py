@@ -23,7 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         address = arguments.address or os.environ.get("RAY_ADDRESS") or "local"
         return run_retrain(
-            arguments.experiment, arguments.finalists, arguments.seeds, address, arguments.verbose, Console()
+            arguments.experiment,
+            arguments.finalists,
+            arguments.seeds,
+            arguments.tracking_uri,
+            address,
+            arguments.verbose,
+            Console(),
         )
 
     return guarded(run)
@@ -38,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--experiment", type=Path, required=True, help="folder of the search")
     p.add_argument("--finalists", type=int, help="configurations to retrain (default: as in the search)")
     p.add_argument("--seeds", type=int, help="retrainings of each (default: as in the search)")
+    p.add_argument("--tracking-uri", help="MLflow server or database (default: as in the search)")
     p.add_argument("--address", help="local, auto or a Ray cluster's address (default: RAY_ADDRESS, else local)")
     p.add_argument("--verbose", action="store_true", help="let Ray's and MLflow's own messages through")
     return p

@@ -178,9 +178,15 @@ def run_search(request: Request, console: Console, hosts: Hosts | None = None, d
 
 
 def run_retrain(
-    folder: Path, finalists: int | None, seeds: int | None, address: str, verbose: bool, console: Console
+    folder: Path,
+    finalists: int | None,
+    seeds: int | None,
+    tracking_uri: str | None,
+    address: str,
+    verbose: bool,
+    console: Console,
 ) -> int:
-    """Repeat the retraining of a finished search, with other numbers of finalists or seeds where given.
+    """Repeat the retraining of a finished search, with other numbers of finalists or seeds, or elsewhere, where given.
 
     Returns:
         Exit code: 0 done, 3 no trial to retrain.
@@ -192,7 +198,11 @@ def run_retrain(
         if number is not None and number < 1:
             raise SpecError(f"{flag} {number}: give a whole number of at least 1")
     spec = SearchSpec.read(folder)
-    changes = {"finalists": finalists or spec.finalists, "seeds": seeds or spec.seeds}
+    changes = {
+        "finalists": finalists or spec.finalists,
+        "seeds": seeds or spec.seeds,
+        "tracking_uri": tracking_uri or spec.tracking_uri,
+    }
     spec = spec.model_copy(update=changes)
     materials = gather(
         spec.task,
