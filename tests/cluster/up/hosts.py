@@ -42,7 +42,9 @@ def missing() -> str:
     absent = [name for name in NEEDED if shutil.which(name) is None]
     if absent:
         return f"not installed: {', '.join(absent)} (openssh-server, rsync, iproute2)"
-    tried = subprocess.run(["unshare", "--net", "--pid", "--fork", "--mount", "--uts", "true"], capture_output=True)
+    within = ["unshare", "--net", "--pid", "--fork", "--mount", "--mount-proc", "--uts", "sh", "-e", "-c"]
+    links = "ip link add bridge0 type bridge; ip link add one type veth peer name two; ip netns list"
+    tried = subprocess.run([*within, links], capture_output=True)
     return "" if tried.returncode == 0 else f"namespaces are refused here: {tried.stderr.decode().strip()}"
 
 
