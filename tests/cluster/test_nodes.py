@@ -75,7 +75,7 @@ def test_a_search_waits_for_the_gpu_that_its_cluster_promises(places, tmp_path, 
     found.until(lambda: found.events("reported"))
     assert without_gpus.host_nodes() == [joined[:12]]
     assert found.end() == 0, found.output
-    assert "2 at once" in found.output
+    assert "2 trials at once" in found.output
     without_gpus.ask("remove", "gpu")
 
 
@@ -84,7 +84,7 @@ def test_trials_of_cpus_hold_a_share_of_their_node_and_none_waits_for_a_seat(pla
     found = search(places, tmp_path / "experiment", nodes, trials=4, steps=400, module="adept_tune.search")
     found.until(lambda: len({event["trial"] for event in found.events("reported")}) == 3)
     assert nodes.host_nodes() == sorted(node[:12] for node in nodes.ids.values())
-    assert "3 at once" in found.output
+    assert "3 trials at once" in found.output
     assert found.end() == 0, found.output
     check_whole(found, 4)
 
