@@ -132,7 +132,8 @@ def outside(cell: Cell, options: argparse.Namespace) -> float:
     forward, backward = engine.backbone.target_nll, torch.autograd.grad
     engine.backbone.target_nll, torch.autograd.grad = timed(forward), timed(backward)  # type: ignore[method-assign]
     try:
-        return 1 - inside / seconds(options.device, lambda: engine.step(slots))
+        step_s = seconds(options.device, lambda: engine.step(slots))
+        return 1 - inside / step_s
     finally:
         torch.autograd.grad = backward
 
