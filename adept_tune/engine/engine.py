@@ -330,8 +330,8 @@ class Engine:
     def _targets(self, seats: Sequence[_Seat], pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
         """Target tokens of a pass and their mask; trials may differ in the texts of their labels."""
         targets = self.data.train.targets
-        parts = [targets[seat.config.labels].take(piece.rows) for seat, piece in zip(seats, pieces, strict=True)]
-        whole = Ragged.from_lists(row.tolist() for part in parts for row in part)
+        parts = [(targets[seat.config.labels], piece.rows) for seat, piece in zip(seats, pieces, strict=True)]
+        whole = Ragged.from_lists(ragged[row].tolist() for ragged, rows in parts for row in rows.tolist())
         ids_PT, mask_PT = pad(whole, np.arange(len(whole)), self.data.pad_id)
         return torch.from_numpy(ids_PT).to(self._device), torch.from_numpy(mask_PT).to(self._device)
 
