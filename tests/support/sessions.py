@@ -10,8 +10,9 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from adept_tune.tuning.journal import Journal
 from adept_tune.tuning.spec import JOURNAL
@@ -22,7 +23,7 @@ LIMIT_S = 240.0
 
 
 class Session:
-    """One session of a search.
+    """One session of a search; `end_all` ends what a failed test left.
 
     Args:
         arguments: Of `adept_tune.search`; `--experiment` is added.
@@ -30,6 +31,8 @@ class Session:
         cache: Folder for tokens.
         module: What is run.
     """
+
+    _begun: ClassVar[list["Session"]] = []
 
     def __init__(
         self, arguments: list[str], folder: Path, cache: Path, module: str = "adept_tune.search", **environment: str
@@ -47,6 +50,18 @@ class Session:
                 stderr=log,
                 start_new_session=True,
             )
+        self._begun.append(self)
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Kill every process of a session that is still there, so that it disturbs no later test."""
+        while cls._begun:
+            session = cls._begun.pop()
+            if session.process.poll() is None:
+                for pid in session.pids(""):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                session.process.wait(LIMIT_S)
 
     @property
     def output(self) -> str:
