@@ -9,6 +9,7 @@ from adept_tune.backbones.codec import TokenizerCodec
 from adept_tune.backbones.load import Precision
 from adept_tune.engine.engine import Engine
 from adept_tune.engine.in_model import InModelEngine
+from adept_tune.engine.lanes import Lanes
 from adept_tune.engine.reading import Reader, never
 from adept_tune.methods import INPUT_SIDE, InModel, Method
 from adept_tune.tasks.tokens import TaskData
@@ -25,6 +26,7 @@ def build_engine(
     device: str = "cpu",
     precision: Precision = "fp32",
     tokens_per_pass: int | None = None,
+    num_lanes: int = 1,
     widest: tuple[int, int] = (0, 0),
     halted: Callable[[], bool] = never,
     start: Mapping[str, Tensor] | None = None,
@@ -39,6 +41,7 @@ def build_engine(
         device: ``cuda`` or ``cpu``.
         precision: Of the backbone and its activations.
         tokens_per_pass: Most tokens in one forward and backward; None fuses all.
+        num_lanes: Passes at a time, for a CPU.
         widest: Longest prompt and widest bottleneck to make room for from the start.
         start: Tensors of an adapter that trials start from; None starts them from nothing.
         halted: Asked between two passes; where it says yes, a step or an evaluation is given up.
@@ -48,7 +51,7 @@ def build_engine(
         HubError: The Hub cannot be reached and they are not cached.
     """
     backbone = load_backbone(info, device, precision)
-    codec = TokenizerCodec(load_tokenizer(info))
+    codec, lanes = TokenizerCodec(load_tokenizer(info)), Lanes(num_lanes)
 
     def reader_over(driven: Backbone) -> Reader:
         return Reader(
@@ -61,6 +64,7 @@ def build_engine(
             data.pad_id,
             data.also,
             data.max_target_length,
+            lanes,
         )
 
     if isinstance(method, InModel):

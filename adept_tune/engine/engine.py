@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adept_tune.backbones.base import Backbone
 from adept_tune.engine.config import TrialConfig
-from adept_tune.engine.memory import Need, ran_out, release
+from adept_tune.engine.memory import Need, TooLarge, release, splitting
 from adept_tune.engine.optimizer import Rates, adamw, clip
 from adept_tune.engine.order import batch_rows
 from adept_tune.engine.packing import Piece, Stack, Tally, passes, stack
@@ -54,6 +54,7 @@ class Engine:
         num_slots: Trials that can be in at once.
         tokens_per_pass: Most tokens in one forward and backward, prompts and padding included; None fuses all. Halved
             whenever the device runs out of memory; what does not fit one pass is split, and its gradients are summed.
+            Passes go through the reader's lanes.
         dtype: Of trained tensors, gradients and moments.
         widest: Longest prompt and widest bottleneck to make room for from the start. Room made later moves numbers to
             other columns, which changes the rounding of sums over them: with all room made, a step depends on nothing
@@ -79,6 +80,7 @@ class Engine:
         self.method = method
         self.data = data
         self.tokens_per_pass = tokens_per_pass
+        self.lanes = reader.lanes
         self._reader = reader
         self._dtype = dtype
         self._halted = halted
@@ -245,25 +247,28 @@ class Engine:
         ]
         tokens_K = torch.tensor(num_tokens, dtype=self._dtype, device=self._device)
         prompt_lengths = [seat.sizes.prompt_length for seat in seats]
+
+        def backward(pieces: Sequence[Piece]) -> tuple[Stack, Tensor, Tensor, Tensor]:
+            if self._halted():
+                raise Halted
+            batch = stack(pieces, train.sources, self.data.pad_id, self._device)
+            trial_J = torch.tensor([piece.trial for piece in pieces], device=self._device)
+            here = [seats[piece.trial] for piece in pieces]
+            with splitting(len(batch.mask_PW), batch.mask_PW.numel()):
+                return batch, trial_J, *self._backward(here, pieces, batch, index_K[trial_J])
+
         while True:
             nll_K = torch.zeros(len(seats), dtype=self._dtype, device=self._device)
             gradient_KN = torch.zeros(len(seats), self._layout.num_columns, dtype=self._dtype, device=self._device)
-            batch = None
+            cut = passes(rows, prompt_lengths, train.sources.lengths, self.tokens_per_pass, self.lanes.count)
             try:
-                for pieces in passes(rows, prompt_lengths, train.sources.lengths, self.tokens_per_pass):
-                    if self._halted():
-                        raise Halted
-                    batch = stack(pieces, train.sources, self.data.pad_id, self._device)
-                    trial_J = torch.tensor([piece.trial for piece in pieces], device=self._device)
-                    here = [seats[piece.trial] for piece in pieces]
-                    nll_J, gradient_JN = self._backward(here, pieces, batch, index_K[trial_J])
+                for batch, trial_J, nll_J, gradient_JN in self.lanes.run(backward, cut):
                     nll_K.index_add_(0, trial_J, nll_J)
                     gradient_KN.index_add_(0, trial_J, gradient_JN)
+                    self._tally.add(batch)
                 return nll_K / tokens_K, gradient_KN / tokens_K[:, None]
-            except Exception as error:
-                if batch is None or len(batch.mask_PW) < 2 or not ran_out(error):
-                    raise
-            self.tokens_per_pass = batch.mask_PW.numel() // 2
+            except TooLarge as large:
+                self.tokens_per_pass = large.num_tokens // 2
             release(self._device)
 
     def _backward(
@@ -276,7 +281,6 @@ class Engine:
         nll_PT = self.backbone.target_nll(embeds_PWD, batch.mask_PW, target_PT, target_mask_PT)
         nll_J = leaf_JN.new_zeros(len(pieces)).index_add(0, batch.piece_P, nll_PT.sum(1).to(self._dtype))
         (gradient_JN,) = torch.autograd.grad(nll_J.sum(), leaf_JN)
-        self._tally.add(batch)
         return nll_J.detach(), gradient_JN
 
     def _update(self, seats: Sequence[_Seat], index_K: Tensor, loss_K: Tensor, gradient_KN: Tensor) -> None:

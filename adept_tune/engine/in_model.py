@@ -19,7 +19,7 @@ from torch.nn import Parameter
 
 from adept_tune.backbones.base import Backbone
 from adept_tune.engine.config import TrialConfig
-from adept_tune.engine.memory import Need, ran_out, release
+from adept_tune.engine.memory import Need, TooLarge, release, splitting
 from adept_tune.engine.order import batch_rows
 from adept_tune.engine.packing import Piece, Stack, Tally, passes, stack
 from adept_tune.engine.reading import Evaluation, Halted, Reader, Trained, never
@@ -81,6 +81,7 @@ class InModelEngine:
         self.method = method
         self.data = data
         self.tokens_per_pass = tokens_per_pass
+        self.lanes = reader_over(backbone).lanes
         self._reader_over = reader_over
         self._dtype = dtype
         self._halted = halted
@@ -213,29 +214,31 @@ class InModelEngine:
         config, train = seat.config, self.data.train
         rows = batch_rows(config.data_seed, seat.step, config.batch_size, len(train))
         num_tokens = int(train.targets[config.labels].lengths[rows].sum())
+
+        def backward(pieces: Sequence[Piece]) -> tuple[Stack, float, Sequence[Tensor]]:
+            if self._halted():
+                raise Halted
+            (piece,) = pieces
+            batch = stack(pieces, train.sources, self.data.pad_id, self.backbone.device)
+            with splitting(len(batch.mask_PW), batch.mask_PW.numel()):
+                nll = self._nll(seat, piece, batch) / num_tokens
+                gradients = torch.autograd.grad(nll, list(seat.places.values()), materialize_grads=True)
+                return batch, float(nll.detach()), gradients
+
         while True:
             loss, sums = 0.0, [torch.zeros_like(master) for master in seat.masters.values()]
-            batch = None
+            cut = passes([rows], [0], train.sources.lengths, self.tokens_per_pass, self.lanes.count)
             try:
-                for (piece,) in passes([rows], [0], train.sources.lengths, self.tokens_per_pass):
-                    if self._halted():
-                        raise Halted
-                    batch = stack([piece], train.sources, self.data.pad_id, self.backbone.device)
-                    loss += self._backward(seat, piece, batch, num_tokens, sums)
+                for batch, nll, gradients in self.lanes.run(backward, cut):
+                    loss += nll
+                    for total, gradient in zip(sums, gradients, strict=True):
+                        total += gradient
+                    del gradients  # before the next pass makes its own
+                    self._tally.add(batch)
                 return loss, sums
-            except Exception as error:
-                if batch is None or len(batch.mask_PW) < 2 or not ran_out(error):
-                    raise
-            self.tokens_per_pass = batch.mask_PW.numel() // 2
+            except TooLarge as large:
+                self.tokens_per_pass = large.num_tokens // 2
             release(self.backbone.device)
-
-    def _backward(self, seat: _Seat, piece: Piece, batch: Stack, num_tokens: int, sums: list[Tensor]) -> float:
-        """Loss of one pass, its gradients added to the sums; what it needs memory for is gone when it ends."""
-        nll = self._nll(seat, piece, batch) / num_tokens
-        gradients = torch.autograd.grad(nll, list(seat.places.values()), materialize_grads=True)
-        for total, gradient in zip(sums, gradients, strict=True):
-            total += gradient
-        return float(nll.detach())
 
     def _nll(self, seat: _Seat, piece: Piece, batch: Stack) -> Tensor:
         """Negative log-likelihood of a pass's targets, summed."""
@@ -243,7 +246,6 @@ class InModelEngine:
         target_PT, target_mask_PT = (torch.from_numpy(array).to(self.backbone.device) for array in targets)
         embeds_PWD = seat.reader.embed(self._no_prompt(seat), batch)
         nll_PT = seat.reader.backbone.target_nll(embeds_PWD, batch.mask_PW, target_PT, target_mask_PT)
-        self._tally.add(batch)
         return nll_PT.sum(dtype=self._dtype)
 
     def _update(self, seat: _Seat, loss: float, gradients: list[Tensor]) -> None:

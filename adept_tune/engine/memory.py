@@ -3,7 +3,8 @@
 import ctypes
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,33 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _CPU_SIGNS)
+
+
+class TooLarge(Exception):  # noqa: N818  # no error: the pass is split
+    """Memory ran out in a pass that can be split.
+
+    Attributes:
+        num_tokens: Of the pass, padding included.
+    """
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__(f"a pass of {num_tokens:,} tokens")
+        self.num_tokens = num_tokens
+
+
+@contextmanager
+def splitting(num_rows: int, num_tokens: int) -> Iterator[None]:
+    """Make a pass.
+
+    Raises:
+        TooLarge: Memory ran out, and there is more than one row.
+    """
+    try:
+        yield
+    except Exception as error:
+        if num_rows < 2 or not ran_out(error):
+            raise
+        raise TooLarge(num_tokens) from None
 
 
 def release(device: torch.device) -> None:

@@ -84,6 +84,7 @@ def passes(
     prompt_lengths: Sequence[int],
     lengths: NDArray[np.int64],
     tokens_per_pass: int | None,
+    num_lanes: int = 1,
 ) -> Iterator[list[Piece]]:
     """Cut the rows of some trials into passes.
 
@@ -92,6 +93,7 @@ def passes(
         prompt_lengths: Of each trial.
         lengths: Source length of each row of the split.
         tokens_per_pass: Most tokens of a pass, padding included, where it has more than one row; None makes one pass.
+        num_lanes: Passes that run at a time. Where rows allow it there are a multiple of so many, of like size.
 
     Yields:
         One piece for each trial that has rows in the pass, in the order of the trials.
@@ -102,13 +104,30 @@ def passes(
     row_N = np.concatenate(rows)
     length_N = lengths[row_N] + np.repeat(np.asarray(prompt_lengths), sizes)
     order_N = np.lexsort((trial_N, length_N))
-    for chosen in np.split(order_N, _cuts(length_N[order_N], tokens_per_pass)):
+    for chosen in np.split(order_N, _even_cuts(length_N[order_N], tokens_per_pass, num_lanes)):
         chosen.sort()  # by trial, and by place within a trial
         trials, begins = np.unique(trial_N[chosen], return_index=True)
         yield [
             Piece(int(trial), prompt_lengths[trial], row_N[part], place_N[part])
             for trial, part in zip(trials, np.split(chosen, begins[1:]), strict=True)
         ]
+
+
+def _even_cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None, num_lanes: int) -> list[int]:
+    """Where to cut rows of ascending lengths for lanes that all are to be busy to the end."""
+    cuts = _cuts(ascending, tokens_per_pass)
+    if num_lanes == 1:
+        return cuts
+    wanted = num_lanes * -(-(len(cuts) + 1) // num_lanes)
+    low, high = int(ascending[-1]), tokens_per_pass or len(ascending) * int(ascending[-1])
+    while low < high:  # the smallest passes that are no more
+        middle = (low + high) // 2
+        fewer = _cuts(ascending, middle)
+        if len(fewer) < wanted:
+            cuts, high = fewer, middle
+        else:
+            low = middle + 1
+    return cuts
 
 
 def _cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None) -> list[int]:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adept_tune.backbones.base import Backbone
-from adept_tune.engine.memory import ran_out, release
+from adept_tune.engine.lanes import Lanes
+from adept_tune.engine.memory import TooLarge, release, splitting
 from adept_tune.engine.packing import Piece, Stack, passes, stack
 from adept_tune.methods.base import Method, Sizes, Stacking
 from adept_tune.tasks.metrics import METRICS, Score, parse_label, score, score_texts
@@ -105,7 +106,10 @@ class Reader:
         label_texts: The texts, by style; empty where answers are open.
         pad_id: Token that fills short rows.
         max_target_length: Most tokens of an open answer.
-        tokens_per_pass: Most tokens of one evaluation pass. Halved whenever the device runs out of memory.
+        lanes: Where passes run; None runs them one after another.
+
+    Attributes:
+        lanes: Those.
     """
 
     def __init__(
@@ -119,8 +123,9 @@ class Reader:
         pad_id: int,
         also: tuple[str, ...] = (),
         max_target_length: int = 20,
-        tokens_per_pass: int = 8192,
+        lanes: Lanes | None = None,
     ) -> None:
+        self.lanes = lanes or Lanes()
         self._backbone = backbone
         self._method = method
         self._codec = codec
@@ -130,7 +135,8 @@ class Reader:
         self._pad_id = pad_id
         self._also = also
         self._max_target_length = max_target_length
-        self._tokens_per_pass = tokens_per_pass
+        # Whatever the lanes: prediction cuts the rows as the test did. Halved whenever the device runs out of memory.
+        self._tokens_per_pass = 2048 if backbone.device.type == "cpu" else 8192
 
     @property
     def backbone(self) -> Backbone:
@@ -224,17 +230,18 @@ class Reader:
         """Answer all rows, a pass at a time; out of memory, all over again in smaller passes."""
         rows = [np.arange(len(sources))] * len(trained.labels)
         prompt_lengths = trained.stacking.prompt_length_K.tolist()
+
+        def within(pieces: Sequence[Piece]) -> None:
+            with splitting(sum(len(piece.rows) for piece in pieces), self._tokens_per_pass):
+                answer(pieces)
+
         while True:
-            num_rows = 0
             try:
-                for pieces in passes(rows, prompt_lengths, sources.lengths, self._tokens_per_pass):
-                    num_rows = sum(len(piece.rows) for piece in pieces)
-                    answer(pieces)
+                for _ in self.lanes.run(within, passes(rows, prompt_lengths, sources.lengths, self._tokens_per_pass)):
+                    pass
                 return
-            except Exception as error:
-                if num_rows < 2 or not ran_out(error):
-                    raise
-            self._tokens_per_pass //= 2
+            except TooLarge:
+                self._tokens_per_pass //= 2
             release(self._backbone.device)
 
     def _read(self, trained: Trained, sources: Ragged, pieces: Sequence[Piece]) -> object:

@@ -42,6 +42,7 @@ class HostPlan:
         num_slots: Trials at once.
         tokens_per_pass: Most tokens in one forward and backward; None fuses all.
         num_threads: Threads of torch on a CPU.
+        num_lanes: Passes at a time on a CPU; they share the threads.
         widest: Longest prompt and widest bottleneck that the trials can have.
         start: Tensors of an adapter that trials start from, as safetensors; None starts them from nothing.
     """
@@ -53,6 +54,7 @@ class HostPlan:
     num_slots: int
     tokens_per_pass: int | None
     num_threads: int
+    num_lanes: int = 1
     widest: tuple[int, int] = (0, 0)
     start: bytes | None = None
 
@@ -215,29 +217,29 @@ class Host:
         config: Mapping[str, Any],
         companies: Sequence[int],
         limits: Sequence[int | None],
-        num_threads: int | None = None,
         num_steps: int = 2,
     ) -> dict[str, Any]:
         """Time a few steps of several equal trials and a part of an evaluation, and go on with what was fastest.
 
-        No trial of it is kept. On a CPU one thread is tried against all: small models lose by waiting for each other.
+        No trial of it is kept. On a CPU a lane for each thread is tried first, then fewer lanes of more threads, which
+        have to be a tenth faster: they are the ones that suffer by what the machine does besides.
 
         Args:
             config: Fields of the trials' `TrialConfig`.
             companies: Numbers of trials to try, ascending; a larger one has to be a tenth faster.
             limits: Most tokens of a pass to try; None is all.
-            num_threads: That were asked for; None lets one thread be tried.
             num_steps: To time of each.
 
         Returns:
             Seconds of one trial's step (``step_s``) and of one trial's evaluation (``evaluation_s``), the ``slots``,
-            ``tokens_per_pass`` and ``num_threads`` that they were measured with, and the ``padded_share``.
+            ``tokens_per_pass``, ``num_threads`` and ``num_lanes`` that they were measured with, and the
+            ``padded_share``.
         """
         from adept_tune.engine.config import TrialConfig
 
         engine, trial = self._ready(), TrialConfig.model_validate(config)
         async with self._taking():
-            return await self._in_thread(lambda: _probe(engine, trial, companies, limits, num_threads, num_steps))
+            return await self._in_thread(lambda: _probe(engine, trial, companies, limits, num_steps))
 
     async def score(self, blob: bytes, where: str, split: Split) -> dict[str, Any]:
         """Score a saved trial alone on a split, as prediction does.
@@ -284,6 +286,7 @@ class Host:
             device=plan.device,
             precision=plan.precision,
             tokens_per_pass=plan.tokens_per_pass,
+            num_lanes=plan.num_lanes,
             widest=plan.widest,
             halted=self._halt.is_set,
             start=None if plan.start is None else load(plan.start),
@@ -432,13 +435,13 @@ def _probe(
     trial: "TrialConfig",
     companies: Sequence[int],
     limits: Sequence[int | None],
-    num_threads: int | None,
     num_steps: int,
 ) -> dict[str, Any]:
-    import torch
-
+    lanes = engine.lanes
     if engine.backbone.device.type == "cuda":
         limits = _within_memory(engine, trial, limits)
+    else:
+        lanes.split(lanes.num_threads)
     found: dict[str, Any] = {}
     for company in companies:
         timed = [_timed(engine, trial, company, limit, num_steps) for limit in limits]
@@ -446,19 +449,19 @@ def _probe(
         if found and best["step_s"] > 0.9 * found["step_s"]:
             break
         found = best
-    threads, may_choose = torch.get_num_threads(), engine.backbone.device.type == "cpu" and num_threads is None
-    if may_choose and threads > 1 and found["step_s"] < 1:
-        torch.set_num_threads(1)
-        alone = _timed(engine, trial, found["slots"], found["tokens_per_pass"], num_steps)
-        if alone["step_s"] < found["step_s"]:
-            found, threads = alone, 1
-        torch.set_num_threads(threads)
+    while (count := lanes.count) > 1:
+        lanes.split(count // 2)
+        fewer = _timed(engine, trial, found["slots"], found["tokens_per_pass"], num_steps)
+        if fewer["step_s"] > 0.9 * found["step_s"]:
+            lanes.split(count)
+            break
+        found = fewer
     engine.tokens_per_pass = found["tokens_per_pass"]
     with _seated(engine, trial, found["slots"]) as slots:
         start = time.monotonic()
         share = engine.evaluate_sample(slots)
         evaluation_s = (time.monotonic() - start) / share / len(slots)
-    return found | {"evaluation_s": evaluation_s, "num_threads": threads}
+    return found | {"evaluation_s": evaluation_s, "num_threads": lanes.num_threads, "num_lanes": lanes.count}
 
 
 @contextmanager

@@ -265,6 +265,7 @@ def _hosts(spec: SearchSpec, materials: Materials, progress: dict[str, Progress]
         num_slots=spec.slots,
         tokens_per_pass=spec.tokens_per_pass,
         num_threads=spec.num_threads or node_cpus(),
+        num_lanes=spec.num_lanes,
         widest=_widest(materials.space),
         start=start,
     )
@@ -353,8 +354,10 @@ def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
                 "time_budget_s": _budget(request, old),
             }
             if old.device == new.device:  # what the probe found there
+                num_threads = request.num_threads or old.num_threads
                 kept |= {
-                    "num_threads": request.num_threads or old.num_threads,
+                    "num_threads": num_threads,
+                    "num_lanes": min(old.num_lanes, num_threads or old.num_lanes),
                     "tokens_per_pass": request.tokens_per_pass or old.tokens_per_pass,
                     "slots": request.slots or old.slots,
                 }
@@ -493,7 +496,7 @@ def _planned(request: Request, draft: SearchSpec, materials: Materials, broker: 
     tried = companies(draft.method, draft.device, request.trials) if request.slots is None else [request.slots]
     slots_of = {min(slots, of_each): min(slots, most) for slots in reversed(tried)}
     limits = TOKENS_PER_PASS[draft.device] if request.tokens_per_pass is None else [request.tokens_per_pass]
-    question = config.model_dump(mode="json"), sorted(slots_of), limits, draft.num_threads
+    question = config.model_dump(mode="json"), sorted(slots_of), limits
     (probed,) = ask(broker, whole, "probe", question)
     costs = Costs(probed["step_s"] / devices, probed["evaluation_s"] / devices)
     shape = shape_of(draft, task)
@@ -510,6 +513,7 @@ def _planned(request: Request, draft: SearchSpec, materials: Materials, broker: 
         "num_slots": slots_of[probed["slots"]],
         "tokens_per_pass": probed["tokens_per_pass"],
         "num_threads": probed["num_threads"],
+        "num_lanes": probed["num_lanes"],
     }
     settle(broker, **found)
     expected = estimate(trials, max_steps, costs, shape)

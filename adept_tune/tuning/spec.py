@@ -49,8 +49,9 @@ class SearchSpec(BaseModel):
         device: ``cuda`` or ``cpu``.
         precision: Of the backbone.
         tokens_per_pass: Most tokens of one forward and backward, as the probe found fastest; None fuses all.
-        num_threads: Of torch on a CPU, as the probe found best; None for all. A run repeats bitwise only with the same,
-            and the same tokens a pass.
+        num_threads: Of torch on a CPU; None for all. A run repeats bitwise only with as many, as many lanes, and as
+            many tokens a pass.
+        num_lanes: Passes at a time on a CPU, which share the threads, as the probe found fastest.
         max_failures: Restarts of a job whose process is lost.
         time_budget_s: Wall time for everything; None for no limit.
         padded_share: Of the tokens of a step, as the probe found it.
@@ -89,6 +90,7 @@ class SearchSpec(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     tokens_per_pass: int | None = Field(default=None, ge=1)
     num_threads: int | None = Field(default=None, ge=1)
+    num_lanes: int = Field(default=1, ge=1)
     max_failures: int = Field(default=3, ge=0)
     time_budget_s: float | None = Field(default=None, gt=0)
     padded_share: float | None = None

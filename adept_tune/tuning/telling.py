@@ -32,7 +32,8 @@ def plan_lines(spec: SearchSpec, materials: Materials, expected: Estimate, concu
         yield f"          at most {space.budget:,} parameters: the width follows from the prompt length"
     rungs = ", ".join(map(str, shape_of(spec, task).rule(spec.max_steps).steps(0))) or "none"
     fused = "all tokens" if spec.tokens_per_pass is None else f"at most {spec.tokens_per_pass:,} tokens"
-    yield f"Device    {concurrent} trials at once, {fused} a pass, {spec.padded_share or 0:.0%} of them padding"
+    beside = f", {spec.num_lanes} passes side by side" if spec.num_lanes > 1 else ""
+    yield f"Device    {concurrent} trials at once, {fused} a pass, {spec.padded_share or 0:.0%} of them padding{beside}"
     yield (
         f"Search    {spec.trials} trials of up to {spec.max_steps} steps of {spec.batch_size} rows, "
         f"{spec.sampler} and {spec.scheduler}, rungs at {rungs}"

@@ -7,6 +7,7 @@ import torch
 
 from adept_tune.engine.engine import Engine
 from adept_tune.engine.in_model import InModelEngine
+from adept_tune.engine.lanes import Lanes
 from adept_tune.engine.packing import Stack, passes, stack
 from adept_tune.engine.reading import Reader
 from adept_tune.methods import IN_MODEL, INPUT_SIDE
@@ -70,7 +71,14 @@ def one_pass(trials: list[list[list[int]]], prompt_lengths: list[int]) -> Stack:
 
 
 def made_engine(
-    method: str = "adept", num_slots: int = 6, dtype=None, tokens_per_pass=None, model=None, backbone=None, **options
+    method: str = "adept",
+    num_slots: int = 6,
+    dtype=None,
+    tokens_per_pass=None,
+    model=None,
+    backbone=None,
+    num_lanes: int = 1,
+    **options,
 ) -> Engine | InModelEngine:
     """An engine over a tiny T5, or another backbone, and the made task."""
     from adept_tune.backbones.codec import TokenizerCodec
@@ -78,7 +86,7 @@ def made_engine(
 
     dtype = dtype or torch.float32
     backbone = backbone or EncoderDecoder(model or tiny_t5(dtype=dtype))
-    data = made_data()
+    data, lanes = made_data(), Lanes(num_lanes)
 
     def reader_over(driven):
         return Reader(
@@ -89,6 +97,7 @@ def made_engine(
             data.label_sets,
             data.label_texts,
             data.pad_id,
+            lanes=lanes,
         )
 
     if method in IN_MODEL:
