@@ -17,6 +17,7 @@ from workload import (
     make_data,
     make_engine,
     markdown,
+    most_lanes,
     parser,
     prepared,
     publish,
@@ -48,7 +49,7 @@ def main() -> int:
     with scratch_folder() as scratch:
         info = find_model(options.model, scratch)
         data = make_data(info, options.lengths)
-        engine = make_engine(info, data, options.trials, options.device, options.precision)
+        engine = make_engine(info, data, options.trials, options.device, options.precision, most_lanes(options))
     joined = 0
 
     def join() -> int:

@@ -2,7 +2,8 @@
 
 Sides, all measured in each round of one run, on the same model, rows, precision and batch:
   fused K    one engine steps K trials in one pass
-  packed T   the same for most trials, rows cut by length into passes of at most T tokens; a host takes the fastest
+  packed T   the same for most trials, rows cut by length into passes of at most T tokens; on a CPU also with a pass for
+             each thread side by side ("in lanes"); a host takes the fastest
   in turn    one process, one shared backbone, a trial after the other
   stock CxT  stock Ray Tune: C trials at once, a process of T threads (or 1/C of the GPU) each, backbone kept in the
              process, actors reused; each process runs our own engine with one trial, so its step is no slower than ours
@@ -34,6 +35,7 @@ from workload import (
     make_data,
     make_engine,
     markdown,
+    most_lanes,
     parser,
     prepared,
     publish,
@@ -85,14 +87,18 @@ class Cost:
 def fused_sides(cell: Cell, options: argparse.Namespace, costs: dict[str, Cost]) -> dict[str, Callable[[], float]]:
     """One side for each number of trials, then the other ways of running the most of them."""
     most: int = max(options.trials)
-    ways: list[tuple[str, int, int | None]] = [(f"fused {count}", count, None) for count in options.trials]
-    ways += [(f"packed {limit}", most, limit) for limit in TOKENS_PER_PASS[options.device] if limit is not None]
-    ways.append(("in turn", most, None))
+    limits = [limit for limit in TOKENS_PER_PASS[options.device] if limit is not None]
+    ways: list[tuple[str, int, int | None, int]] = [(f"fused {count}", count, None, 1) for count in options.trials]
+    ways += [(f"packed {limit}", most, limit, 1) for limit in limits]
+    if (lanes := most_lanes(options)) > 1:
+        ways += [(f"packed {limit}, in lanes", most, limit, lanes) for limit in limits]
+    ways.append(("in turn", most, None, 1))
     engine = make_engine(cell.info, cell.data, most, options.device, cell.precision)
     slots = [engine.join(trial(cell.info, cell.batch_size, number)) for number in range(most)]
 
-    def rate(name: str, count: int, tokens_per_pass: int | None) -> float:
+    def rate(name: str, count: int, tokens_per_pass: int | None, num_lanes: int) -> float:
         engine.tokens_per_pass = tokens_per_pass
+        engine.lanes.split(1)
         company = [[slot] for slot in slots] if name == "in turn" else [slots[:count]]
 
         def step() -> None:
@@ -100,7 +106,8 @@ def fused_sides(cell: Cell, options: argparse.Namespace, costs: dict[str, Cost])
                 engine.step(some)
 
         forget_peak(engine.backbone.device)
-        flops = costs[name].flops if name in costs else count_flops(step) / count
+        flops = costs[name].flops if name in costs else count_flops(step) / count  # sees this thread alone
+        engine.lanes.split(num_lanes)
         step()
         engine.num_tokens()  # starts them anew
         step_s = seconds(options.device, step, max(1, options.trial_steps // count))
@@ -108,7 +115,7 @@ def fused_sides(cell: Cell, options: argparse.Namespace, costs: dict[str, Cost])
         costs[name] = Cost(peak_bytes(engine.backbone.device) / 2**30, 1 - real / read, flops)
         return count / step_s
 
-    return {name: (lambda w=(name, count, limit): rate(*w)) for name, count, limit in ways}  # type: ignore[misc]
+    return {way[0]: (lambda w=way: rate(*w)) for way in ways}  # type: ignore[misc]
 
 
 def outside(cell: Cell, options: argparse.Namespace) -> float:

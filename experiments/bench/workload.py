@@ -117,6 +117,7 @@ def make_engine(
     num_slots: int,
     device: str,
     precision: Precision,
+    num_lanes: int = 1,
 ) -> Engine:
     """An engine with room for the benchmarks' trials, with the tokens a pass that a host tries first."""
     config = trial(info, 1)
@@ -128,6 +129,7 @@ def make_engine(
         device=device,
         precision=precision,
         tokens_per_pass=TOKENS_PER_PASS[device][0],
+        num_lanes=num_lanes,
         widest=(config.prompt_length, config.width),
     )
     assert isinstance(engine, Engine), f"{METHOD} is an input-side method"
@@ -254,6 +256,11 @@ def prepared(options: argparse.Namespace) -> argparse.Namespace:
         raise SystemExit(_refuse("--device cuda: there is no GPU here; use cpu"))
     torch.set_num_threads(options.threads)
     return options
+
+
+def most_lanes(options: argparse.Namespace) -> int:
+    """Passes side by side that a host tries first: one for each thread of a CPU."""
+    return options.threads if options.device == "cpu" else 1
 
 
 def _refuse(message: str) -> int:
