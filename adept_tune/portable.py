@@ -4,13 +4,14 @@ Prompt tuning, LoRA, IA3 and prefix tuning are PEFT adapters as they are; full f
 
 ADePT's offset depends on the token alone. So it can be added to every row of the embedding table once, and what is left
 is plain prompt tuning on a model with another input table. (transformers 4 cannot hold such a T5: its encoder and
-decoder have one table.)
+decoder have one table.) A decoder reads source and answer through one table, and only the source is shifted: its table
+gets a second half with the shifted rows, of which a source takes its tokens, and which is never written.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adept_tune.errors import MethodError, StorageError
 
@@ -108,26 +109,20 @@ def export(adapter: "Adapter", folder: Path, fold: bool) -> None:
     if adapter.description["method"] in IN_MODEL:
         _export_in_model(adapter, IN_MODEL[adapter.description["method"]], folder, fold)
         return
-    method, backbone = adapter.description["method"], adapter.description["backbone"]
-    decoder = adapter.info.is_decoder
+    method, decoder = adapter.description["method"], adapter.info.is_decoder
     if method == "prompt-tuning" and fold:
         raise MethodError("method prompt-tuning: has no offsets to fold; leave --fold out")
     if method == "dept":
         raise MethodError("method dept: its offsets depend on a token's place, so no embedding table holds them")
     if method == "adept" and not fold:
         raise MethodError("method adept: without its offsets it is another adapter; give --fold")
-    if method == "adept" and decoder:
-        raise MethodError(
-            f"model {backbone['name']} reads its own answer through the table of its source, which is not shifted in "
-            "training; only encoder-decoders can be folded"
-        )
     if fold and (folder / MODEL).exists():
         raise MethodError(f"--to {folder}: has a model, perhaps that of other adapters; give another folder")
     base, revision = adapter.info.name, None if adapter.info.local else adapter.info.revision
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if method == "adept":
-            _write_model(adapter, folder / MODEL)
+            _write_model(adapter, folder / MODEL, decoder)
             base, revision = str((folder / MODEL).resolve()), None
         if adapter.tensors["prompt"].shape[0]:
             for name, content in peft_files(adapter.tensors["prompt"], base, revision, decoder).items():
@@ -158,25 +153,51 @@ def _export_in_model(adapter: "Adapter", method: "InModel", folder: Path, fold: 
         raise StorageError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
-def _write_model(adapter: "Adapter", folder: Path) -> None:
-    """A model folder of transformers whose encoder reads shifted embeddings, and whose other parts are as they were.
+def _write_model(adapter: "Adapter", folder: Path, decoder: bool) -> None:
+    """A model folder of transformers that reads sources as shifted embeddings and is otherwise as it was.
 
     Every tensor is written under its own name: transformers ties what is equal, and leaves apart what differs.
     """
-    import torch
+    from copy import deepcopy
+
     from safetensors.torch import save_file
 
     model = adapter.backbone.model
-    own = model.get_input_embeddings().weight
-    table_VD = torch.empty(own.shape, dtype=torch.float32)
-    for first in range(0, len(own), _ROWS):
-        rows = slice(first, first + _ROWS)
-        table_VD[rows] = adapter.shifted(own[rows].float()).cpu()
+    config, generation = deepcopy(model.config), deepcopy(model.generation_config)
     weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    for name in ("shared.weight", "encoder.embed_tokens.weight"):
-        weights[name] = table_VD.clone()
+    table_VD = _folded(adapter)
+    if decoder:
+        _double(model, weights, table_VD)
+        config.vocab_size, config.tie_word_embeddings = 2 * len(table_VD), False
+        generation.suppress_tokens = list(range(len(table_VD), 2 * len(table_VD)))
+    else:
+        weights |= {name: table_VD.clone() for name in ("shared.weight", "encoder.embed_tokens.weight")}
     folder.mkdir()
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+    config.save_pretrained(folder)
+    generation.save_pretrained(folder)
     adapter.tokenizer.save_pretrained(folder)
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors")
+
+
+def _folded(adapter: "Adapter") -> "Tensor":
+    """The model's table with every row shifted, `(vocabulary, d_model)`."""
+    import torch
+
+    table_VD = adapter.backbone.table_VD
+    folded_VD = torch.empty(table_VD.shape, dtype=torch.float32)
+    for first in range(0, len(table_VD), _ROWS):
+        rows = slice(first, first + _ROWS)
+        folded_VD[rows] = adapter.shifted(table_VD[rows].float()).cpu()
+    return folded_VD
+
+
+def _double(model: Any, weights: dict[str, "Tensor"], table_VD: "Tensor") -> None:
+    """Add shifted rows to a decoder's table of inputs, and rows that are never written to its head."""
+    import torch
+
+    embedding = model.get_input_embeddings()
+    scale = getattr(embedding, "embed_scale", torch.ones(())).cpu()  # Gemma's, which is no part of the table
+    own = next(name for name, one in model.named_parameters() if one is embedding.weight)
+    weights[own] = torch.cat([weights[own].float(), table_VD / scale])
+    head = "lm_head.weight"
+    weights[head] = torch.cat([weights[head], torch.zeros_like(weights[head])])

@@ -29,21 +29,25 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 base, adapter, kind, texts, precision = json.loads(sys.argv[1])
 dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-auto = {"t5": AutoModelForSeq2SeqLM, "decoder": AutoModelForCausalLM}[kind]
+auto = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
 model = auto.from_pretrained(base, dtype=dtype).eval()
+shifted_from = model.config.vocab_size // 2 if kind == "folded decoder" else 0
 model = PeftModel.from_pretrained(model, adapter) if adapter else model
 tokenizer = AutoTokenizer.from_pretrained(base)
 answers = []
 for text in texts:
     ids = tokenizer(text, truncation=True, max_length=10, return_tensors="pt")
-    new = model.generate(input_ids=ids.input_ids, attention_mask=ids.attention_mask, max_new_tokens=3, do_sample=False)
-    new = new[:, ids.input_ids.shape[1]:] if kind == "decoder" and new.shape[1] > 3 else new
+    source = ids.input_ids + shifted_from
+    new = model.generate(input_ids=source, attention_mask=ids.attention_mask, max_new_tokens=3, do_sample=False)
+    new = new[:, source.shape[1]:] if kind != "t5" and new.shape[1] > 3 else new
     answers.append(tokenizer.decode(new[0], skip_special_tokens=True))
 print(json.dumps(answers))
 """
 
 
-def adapter_of(folder: Path, model: Path, method: str, prompt_length: int = 4, precision: Any = "fp32") -> Path:
+def adapter_of(
+    folder: Path, model: Path, method: str, prompt_length: int = 4, precision: Any = "fp32", num_steps: int = 30
+) -> Path:
     """Train a little on a model folder and save."""
     from adept_tune.backbones import load_tokenizer
 
@@ -66,7 +70,7 @@ def adapter_of(folder: Path, model: Path, method: str, prompt_length: int = 4, p
             labels="words",
         )
     )
-    for _ in range(30):
+    for _ in range(num_steps):
         engine.step([slot])
     out = folder / "adapter"
     save_adapter(out, engine.state(slot), TASK, info.as_dict(), precision, {}, {}, {})
@@ -102,6 +106,31 @@ def test_a_folded_adapter_answers_elsewhere_as_here(
     compared(adapter, folded / "model", folded if prompt_length else None, "t5", tmp_path, precision)
     again = ["--adapter", str(adapter), "--to", str(folded), "--fold"]
     assert export.main(again) == 2  # what is there may be the model of other adapters
+
+
+@pytest.mark.parametrize(("family", "tied"), [("gpt2", True), ("llama", False), ("mistral", True)])
+def test_a_decoder_reads_its_source_from_the_folded_half_of_its_table(family: str, tied: bool, tmp_path: Path) -> None:
+    adapter = adapter_of(tmp_path, save_tiny_decoder(tmp_path / "base", family, tied=tied), "adept", num_steps=5)
+    folded = tmp_path / "out"
+    assert export.main(["--adapter", str(adapter), "--to", str(folded), "--fold"]) == 0
+    compared(adapter, folded / "model", folded, "folded decoder", tmp_path)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma", "gemma3_text"])
+def test_a_folded_decoder_keeps_its_own_table_and_head_beside_the_shifted_rows(family: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = save_tiny_decoder(tmp_path / "base", family, tied=True)
+    adapter = adapter_of(tmp_path, base, "adept", num_steps=5)
+    assert export.main(["--adapter", str(adapter), "--to", str(tmp_path / "out"), "--fold"]) == 0
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (base, tmp_path / "out" / "model"))
+    ids = torch.arange(before.config.vocab_size)
+    table_VD = before.get_input_embeddings()(ids)
+    read_VD = after.get_input_embeddings()(torch.cat([ids, ids + len(ids)]))
+    assert torch.equal(read_VD[: len(ids)], table_VD)
+    torch.testing.assert_close(read_VD[len(ids) :], load_adapter(adapter).shifted(table_VD), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(read_VD[len(ids) :], table_VD, atol=1e-3)
+    assert torch.equal(after.lm_head.weight[: len(ids)], before.lm_head.weight)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -178,7 +207,4 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path, capsys: pytest.Capture
         adapter = adapter_of(tmp_path / method, base, method)
         assert export.main(["--adapter", str(adapter), "--to", str(tmp_path / "out"), *arguments]) == 2
         assert said in capsys.readouterr().err
-    decoder = adapter_of(tmp_path / "gpt2", save_tiny_decoder(tmp_path / "gpt2" / "base", "gpt2"), "adept")
-    assert export.main(["--adapter", str(decoder), "--to", str(tmp_path / "out"), "--fold"]) == 2
-    assert "only encoder-decoders can be folded" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
