@@ -169,7 +169,8 @@ def _write_model(adapter: "Adapter", folder: Path, decoder: bool) -> None:
     if decoder:
         _double(model, weights, table_VD)
         config.vocab_size, config.tie_word_embeddings = 2 * len(table_VD), False
-        generation.suppress_tokens = list(range(len(table_VD), 2 * len(table_VD)))
+        never = range(len(table_VD), 2 * len(table_VD))
+        generation.suppress_tokens = [*(generation.suppress_tokens or ()), *never]
     else:
         weights |= {name: table_VD.clone() for name in ("shared.weight", "encoder.embed_tokens.weight")}
     folder.mkdir()

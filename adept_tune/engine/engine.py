@@ -21,7 +21,7 @@ from adept_tune.engine.config import TrialConfig
 from adept_tune.engine.memory import Need, TooLarge, release, splitting
 from adept_tune.engine.optimizer import Rates, adamw, clip
 from adept_tune.engine.order import batch_rows
-from adept_tune.engine.packing import Piece, Stack, Tally, passes, stack
+from adept_tune.engine.packing import Piece, Stack, Tally, extent, passes, stack
 from adept_tune.engine.reading import Evaluation, Halted, Reader, Trained, never
 from adept_tune.engine.state import TrialState
 from adept_tune.errors import MethodError
@@ -54,7 +54,7 @@ class Engine:
         num_slots: Trials that can be in at once.
         tokens_per_pass: Most tokens in one forward and backward, prompts and padding included; None fuses all. Halved
             whenever the device runs out of memory; what does not fit one pass is split, and its gradients are summed.
-            Passes go through the reader's lanes.
+            Passes go through the reader's lanes, and where memory runs out those are halved first.
         dtype: Of trained tensors, gradients and moments.
         widest: Longest prompt and widest bottleneck to make room for from the start. Room made later moves numbers to
             other columns, which changes the rounding of sums over them: with all room made, a step depends on nothing
@@ -251,10 +251,10 @@ class Engine:
         def backward(pieces: Sequence[Piece]) -> tuple[Stack, Tensor, Tensor, Tensor]:
             if self._halted():
                 raise Halted
-            batch = stack(pieces, train.sources, self.data.pad_id, self._device)
-            trial_J = torch.tensor([piece.trial for piece in pieces], device=self._device)
-            here = [seats[piece.trial] for piece in pieces]
-            with splitting(len(batch.mask_PW), batch.mask_PW.numel()):
+            with splitting(*extent(pieces, train.sources.lengths), self.lanes.count):
+                batch = stack(pieces, train.sources, self.data.pad_id, self._device)
+                trial_J = torch.tensor([piece.trial for piece in pieces], device=self._device)
+                here = [seats[piece.trial] for piece in pieces]
                 return batch, trial_J, *self._backward(here, pieces, batch, index_K[trial_J])
 
         while True:
@@ -268,7 +268,8 @@ class Engine:
                     self._tally.add(batch)
                 return nll_K / tokens_K, gradient_KN / tokens_K[:, None]
             except TooLarge as large:
-                self.tokens_per_pass = large.num_tokens // 2
+                if not self.lanes.halve():
+                    self.tokens_per_pass = large.num_tokens // 2
             release(self._device)
 
     def _backward(

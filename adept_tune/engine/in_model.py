@@ -21,7 +21,7 @@ from adept_tune.backbones.base import Backbone
 from adept_tune.engine.config import TrialConfig
 from adept_tune.engine.memory import Need, TooLarge, release, splitting
 from adept_tune.engine.order import batch_rows
-from adept_tune.engine.packing import Piece, Stack, Tally, passes, stack
+from adept_tune.engine.packing import Piece, Stack, Tally, extent, passes, stack
 from adept_tune.engine.reading import Evaluation, Halted, Reader, Trained, never
 from adept_tune.engine.state import TrialState
 from adept_tune.errors import MethodError
@@ -219,8 +219,8 @@ class InModelEngine:
             if self._halted():
                 raise Halted
             (piece,) = pieces
-            batch = stack(pieces, train.sources, self.data.pad_id, self.backbone.device)
-            with splitting(len(batch.mask_PW), batch.mask_PW.numel()):
+            with splitting(*extent(pieces, train.sources.lengths), self.lanes.count):
+                batch = stack(pieces, train.sources, self.data.pad_id, self.backbone.device)
                 nll = self._nll(seat, piece, batch) / num_tokens
                 gradients = torch.autograd.grad(nll, list(seat.places.values()), materialize_grads=True)
                 return batch, float(nll.detach()), gradients
@@ -233,11 +233,12 @@ class InModelEngine:
                     loss += nll
                     for total, gradient in zip(sums, gradients, strict=True):
                         total += gradient
-                    del gradients  # before the next pass makes its own
+                    del gradients  # before the next pass makes its own, where there is one lane
                     self._tally.add(batch)
                 return loss, sums
             except TooLarge as large:
-                self.tokens_per_pass = large.num_tokens // 2
+                if not self.lanes.halve():
+                    self.tokens_per_pass = large.num_tokens // 2
             release(self.backbone.device)
 
     def _nll(self, seat: _Seat, piece: Piece, batch: Stack) -> Tensor:

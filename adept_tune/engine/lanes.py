@@ -7,6 +7,7 @@ as the trials' own processes, they wait for the scheduler most of the time. Thre
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -41,21 +42,25 @@ class Lanes:
 
     def split(self, num_lanes: int) -> None:
         """Run so many passes at a time from here on."""
-        self.end()
-        each = max(1, self._num_threads // num_lanes)
-        torch.set_num_threads(each)
-        self._count = num_lanes
-        if num_lanes > 1:
-            self._pool = ThreadPoolExecutor(num_lanes, "lane", initializer=lambda: torch.set_num_threads(each))
-
-    def end(self) -> None:
-        """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
+        self._count = num_lanes
+        each = max(1, self._num_threads // num_lanes)
+        if num_lanes > 1:
+            self._pool = ThreadPoolExecutor(num_lanes, "lane", initializer=lambda: torch.set_num_threads(each))
+        else:
+            torch.set_num_threads(each)  # a lane that has ended may have left its own number to some libraries
+
+    def halve(self) -> bool:
+        """Run half as many at a time; False where there is one lane."""
+        if self._count > 1:
+            self.split(self._count // 2)
+            return True
+        return False
 
     def run(self, do: Callable[[A], B], passes: Iterable[A]) -> Iterator[B]:
-        """Results in the order of the passes.
+        """Results in the order of the passes, of which no more than one waits to be taken.
 
         Where one raises, those that have not begun are dropped, and the error comes once the others are done.
         """
@@ -68,10 +73,13 @@ class Lanes:
             with torch.set_grad_enabled(with_gradient):
                 return do(one)
 
-        futures = deque(self._pool.submit(in_lane, one) for one in passes)
+        pool, waiting = self._pool, iter(passes)
+        futures = deque(pool.submit(in_lane, one) for one in islice(waiting, self._count + 1))
         try:
             while futures:
-                yield futures.popleft().result()
+                result = futures.popleft().result()
+                futures.extend(pool.submit(in_lane, one) for one in islice(waiting, 1))
+                yield result
         finally:
             for future in futures:
                 future.cancel()

@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+A = TypeVar("A")
 
 _CPU_SIGNS = ("not enough memory", "can't allocate memory")  # torch's allocator on a CPU raises a plain RuntimeError
 
@@ -20,8 +23,8 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _CPU_SIGNS)
 
 
-class TooLarge(Exception):  # noqa: N818  # no error: the pass is split
-    """Memory ran out in a pass that can be split.
+class TooLarge(Exception):  # noqa: N818  # no error: there is a way
+    """Memory ran out in a pass that can be split, or that had others beside it.
 
     Attributes:
         num_tokens: Of the pass, padding included.
@@ -33,16 +36,16 @@ class TooLarge(Exception):  # noqa: N818  # no error: the pass is split
 
 
 @contextmanager
-def splitting(num_rows: int, num_tokens: int) -> Iterator[None]:
+def splitting(num_rows: int, num_tokens: int, num_lanes: int) -> Iterator[None]:
     """Make a pass.
 
     Raises:
-        TooLarge: Memory ran out, and there is more than one row.
+        TooLarge: Memory ran out, and there is more than one row or lane.
     """
     try:
         yield
     except Exception as error:
-        if num_rows < 2 or not ran_out(error):
+        if max(num_rows, num_lanes) < 2 or not ran_out(error):
             raise
         raise TooLarge(num_tokens) from None
 
@@ -52,7 +55,13 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    elif sys.platform == "linux":
+    else:
+        trim(device)
+
+
+def trim(device: torch.device) -> None:
+    """On a CPU, give the machine back what lies between blocks in use: passes of all lengths leave gigabytes there."""
+    if device.type == "cpu" and sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -84,10 +93,7 @@ class Need:
         for num_rows in PROBE_ROWS:
             run(num_rows)  # the first of a size pays for work space
             release(device)
-            before = taken_bytes(device)
-            forget_peak(device)
-            tokens = run(num_rows)
-            found.append((tokens, peak_bytes(device) - before))
+            found.append(growth(lambda n=num_rows: run(n), device))  # type: ignore[misc]
         return cls.measured(*found)
 
     def of(self, tokens: int) -> float:
@@ -120,6 +126,15 @@ def peak_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     return _told("/proc/self/status", "VmHWM")
+
+
+def growth(run: Callable[[], A], device: torch.device) -> tuple[A, float]:
+    """What something gives, and the most memory it takes on top of what is there; 0 where the system does not tell."""
+    if device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
+        return run(), 0.0
+    before = taken_bytes(device)
+    forget_peak(device)
+    return run(), peak_bytes(device) - before
 
 
 def taken_bytes(device: torch.device) -> float:

@@ -35,6 +35,13 @@ class Piece:
     places: NDArray[np.int64]
 
 
+def extent(pieces: Sequence[Piece], lengths: NDArray[np.int64]) -> tuple[int, int]:
+    """Rows of a pass, and its tokens, padding included; lengths are those of the split."""
+    longest = max(int(lengths[piece.rows].max()) + piece.prompt_length for piece in pieces)
+    num_rows = sum(len(piece.rows) for piece in pieces)
+    return num_rows, num_rows * longest
+
+
 @dataclass(frozen=True)
 class Stack:
     """The tokens of one pass on the device.

@@ -18,7 +18,7 @@ from torch import Tensor
 from adept_tune.backbones.base import Backbone
 from adept_tune.engine.lanes import Lanes
 from adept_tune.engine.memory import TooLarge, release, splitting
-from adept_tune.engine.packing import Piece, Stack, passes, stack
+from adept_tune.engine.packing import Piece, Stack, extent, passes, stack
 from adept_tune.methods.base import Method, Sizes, Stacking
 from adept_tune.tasks.metrics import METRICS, Score, parse_label, score, score_texts
 from adept_tune.tasks.tokens import Ragged, TokenSplit, pad
@@ -232,7 +232,7 @@ class Reader:
         prompt_lengths = trained.stacking.prompt_length_K.tolist()
 
         def within(pieces: Sequence[Piece]) -> None:
-            with splitting(sum(len(piece.rows) for piece in pieces), self._tokens_per_pass):
+            with splitting(*extent(pieces, sources.lengths), self.lanes.count):
                 answer(pieces)
 
         while True:
@@ -241,7 +241,8 @@ class Reader:
                     pass
                 return
             except TooLarge:
-                self._tokens_per_pass //= 2
+                if not self.lanes.halve():
+                    self._tokens_per_pass //= 2
             release(self._backbone.device)
 
     def _read(self, trained: Trained, sources: Ragged, pieces: Sequence[Piece]) -> object:

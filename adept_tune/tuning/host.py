@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from adept_tune.tuning.work import Report
@@ -86,7 +87,7 @@ class _Goal:
 
 
 class Host:
-    """Trains trials of one device. All methods are coroutines of one Ray actor; torch runs in one thread.
+    """Trains trials of one device. All methods are coroutines of one Ray actor; the engine works in one thread.
 
     Args:
         plan: What to load.
@@ -221,8 +222,8 @@ class Host:
     ) -> dict[str, Any]:
         """Time a few steps of several equal trials and a part of an evaluation, and go on with what was fastest.
 
-        No trial of it is kept. On a CPU a lane for each thread is tried first, then fewer lanes of more threads, which
-        have to be a tenth faster: they are the ones that suffer by what the machine does besides.
+        No trial of it is kept. On a CPU the lanes are doubled up to one for each thread, as long as memory allows and a
+        step does not take a tenth longer: what the machine does besides slows lanes of several threads most.
 
         Args:
             config: Fields of the trials' `TrialConfig`.
@@ -286,7 +287,7 @@ class Host:
             device=plan.device,
             precision=plan.precision,
             tokens_per_pass=plan.tokens_per_pass,
-            num_lanes=plan.num_lanes,
+            num_lanes=min(plan.num_lanes, os.cpu_count() or 1),  # of this node
             widest=plan.widest,
             halted=self._halt.is_set,
             start=None if plan.start is None else load(plan.start),
@@ -351,12 +352,15 @@ class Host:
 
     def _reports(self, engine: "Engine", goals: Mapping[str, _Goal]) -> dict[str, Report]:
         """What trials that reached their step have to tell; those to be evaluated are evaluated together."""
+        from adept_tune.engine.memory import trim
+
         diverged = {name for name, goal in goals.items() if engine.diverged(goal.slot)}
         to_evaluate = [name for name, goal in goals.items() if goal.evaluate and name not in diverged]
         evaluated: dict[str, Evaluation] = {}
         if to_evaluate:
             evaluations = engine.evaluate([goals[name].slot for name in to_evaluate])
             evaluated = dict(zip(to_evaluate, evaluations, strict=True))
+            trim(engine.backbone.device)
         reports = {}
         for name, goal in goals.items():
             evaluation = evaluated.get(name)
@@ -437,30 +441,36 @@ def _probe(
     limits: Sequence[int | None],
     num_steps: int,
 ) -> dict[str, Any]:
-    lanes = engine.lanes
-    if engine.backbone.device.type == "cuda":
+    from adept_tune.engine.memory import free_bytes, growth, trim
+
+    device, lanes = engine.backbone.device, engine.lanes
+    if device.type == "cuda":
         limits = _within_memory(engine, trial, limits)
-    else:
-        lanes.split(lanes.num_threads)
     found: dict[str, Any] = {}
     for company in companies:
-        timed = [_timed(engine, trial, company, limit, num_steps) for limit in limits]
-        best = min(timed, key=lambda one: one["step_s"])
-        if found and best["step_s"] > 0.9 * found["step_s"]:
+        timed = [growth(partial(_timed, engine, trial, company, limit, num_steps), device) for limit in limits]
+        best = timed[0]
+        for one in timed[1:]:  # equal but for chance, the first is taken
+            best = one if one[0]["step_s"] < 0.95 * best[0]["step_s"] else best
+        if found and best[0]["step_s"] > 0.9 * found["step_s"]:
             break
-        found = best
-    while (count := lanes.count) > 1:
-        lanes.split(count // 2)
-        fewer = _timed(engine, trial, found["slots"], found["tokens_per_pass"], num_steps)
-        if fewer["step_s"] > 0.9 * found["step_s"]:
+        found, pass_bytes = best
+    while device.type == "cpu" and lanes.count < lanes.num_threads:
+        count, more = lanes.count, min(2 * lanes.count, lanes.num_threads)
+        if (more - 1) * pass_bytes > 0.9 * free_bytes(device):
+            break
+        lanes.split(more)
+        timed_in_more = _timed(engine, trial, found["slots"], found["tokens_per_pass"], num_steps)
+        if timed_in_more["step_s"] > 1.1 * found["step_s"]:
             lanes.split(count)
             break
-        found = fewer
+        found = timed_in_more
     engine.tokens_per_pass = found["tokens_per_pass"]
     with _seated(engine, trial, found["slots"]) as slots:
         start = time.monotonic()
         share = engine.evaluate_sample(slots)
         evaluation_s = (time.monotonic() - start) / share / len(slots)
+    trim(device)
     return found | {"evaluation_s": evaluation_s, "num_threads": lanes.num_threads, "num_lanes": lanes.count}
 
 

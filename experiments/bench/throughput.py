@@ -6,7 +6,7 @@ Sides, all measured in each round of one run, on the same model, rows, precision
              each thread side by side ("in lanes"); a host takes the fastest
   in turn    one process, one shared backbone, a trial after the other
   stock CxT  stock Ray Tune: C trials at once, a process of T threads (or 1/C of the GPU) each, backbone kept in the
-             process, actors reused; each process runs our own engine with one trial, so its step is no slower than ours
+             process, actors reused; each process runs our own engine with one trial in one lane
 """
 
 from __future__ import annotations

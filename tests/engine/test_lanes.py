@@ -41,13 +41,14 @@ def test_results_come_in_the_order_of_the_passes_however_long_each_takes():
 def test_threads_are_shared_out_and_a_lane_knows_whether_gradients_are_wanted():
     torch.set_num_threads(4)
     lanes = Lanes(2)
-    assert lanes.num_threads == 4
+    assert lanes.num_threads == torch.get_num_threads() == 4
     assert set(lanes.run(lambda _: torch.get_num_threads(), range(4))) == {2}
     with torch.no_grad():
         assert set(lanes.run(lambda _: torch.is_grad_enabled(), range(4))) == {False}
     assert set(lanes.run(lambda _: torch.is_grad_enabled(), range(4))) == {True}
     lanes.split(1)
     assert (lanes.count, torch.get_num_threads()) == (1, 4)
+    assert not lanes.halve()
     assert list(lanes.run(lambda _: threading.current_thread(), range(2))) == [threading.current_thread()] * 2
 
 
@@ -138,5 +139,33 @@ def test_a_step_in_lanes_that_is_halted_or_does_not_fit_changes_nothing():
     backbone = Cramped(engine, 3, "target_nll", torch.OutOfMemoryError("out of memory"))
     engine.step(slots)
     assert max(backbone.seen) > 3
+    assert engine.lanes.count == 1
     assert engine.tokens_per_pass < 50
     assert [engine.step_of(slot) for slot in slots] == [2, 2, 2]
+
+
+def test_where_memory_is_too_little_for_lanes_but_not_for_a_pass_the_lanes_go():
+    engine = made_engine(tokens_per_pass=1, num_lanes=2)  # a row a pass
+    slots = [engine.join(trial) for trial in TRIALS]
+    target_nll, busy = engine.backbone.target_nll, threading.Lock()
+
+    def crowded(*arguments):
+        if not busy.acquire(blocking=False):
+            raise torch.OutOfMemoryError("out of memory")
+        try:
+            time.sleep(0.01)
+            return target_nll(*arguments)
+        finally:
+            busy.release()
+
+    engine.backbone.target_nll = crowded
+    engine.step(slots)
+    assert (engine.lanes.count, engine.tokens_per_pass) == (1, 1)
+    assert [engine.step_of(slot) for slot in slots] == [1, 1, 1]
+
+
+def test_few_results_wait_to_be_taken():
+    lanes, begun = Lanes(2), []
+    for number in lanes.run(lambda number: begun.append(number) or number, range(20)):
+        time.sleep(0.005)
+        assert len(begun) <= number + 1 + 3  # those taken, and those in lanes or waiting
