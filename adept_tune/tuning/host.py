@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from adept_tune.tuning.work import Report
@@ -222,8 +221,8 @@ class Host:
     ) -> dict[str, Any]:
         """Time a few steps of several equal trials and a part of an evaluation, and go on with what was fastest.
 
-        No trial of it is kept. On a CPU the lanes are doubled up to one for each thread, as long as memory allows and a
-        step does not take a tenth longer: what the machine does besides slows lanes of several threads most.
+        No trial of it is kept. On a CPU a lane for each thread is tried first, as memory allows, then fewer lanes of
+        more threads, which have to be a tenth faster: what the machine does besides slows them most.
 
         Args:
             config: Fields of the trials' `TrialConfig`.
@@ -441,30 +440,28 @@ def _probe(
     limits: Sequence[int | None],
     num_steps: int,
 ) -> dict[str, Any]:
-    from adept_tune.engine.memory import free_bytes, growth, trim
+    from adept_tune.engine.memory import trim
 
     device, lanes = engine.backbone.device, engine.lanes
     if device.type == "cuda":
         limits = _within_memory(engine, trial, limits)
+    else:
+        lanes.split(_affordable_lanes(engine, trial, limits[0]))
     found: dict[str, Any] = {}
     for company in companies:
-        timed = [growth(partial(_timed, engine, trial, company, limit, num_steps), device) for limit in limits]
-        best = timed[0]
-        for one in timed[1:]:  # equal but for chance, the first is taken
-            best = one if one[0]["step_s"] < 0.95 * best[0]["step_s"] else best
-        if found and best[0]["step_s"] > 0.9 * found["step_s"]:
+        best, *others = (_timed(engine, trial, company, limit, num_steps) for limit in limits)
+        for other in others:  # what differs by chance alone is as the first
+            best = other if other["step_s"] < 0.95 * best["step_s"] else best
+        if found and best["step_s"] > 0.9 * found["step_s"]:
             break
-        found, pass_bytes = best
-    while device.type == "cpu" and lanes.count < lanes.num_threads:
-        count, more = lanes.count, min(2 * lanes.count, lanes.num_threads)
-        if (more - 1) * pass_bytes > 0.9 * free_bytes(device):
-            break
-        lanes.split(more)
-        timed_in_more = _timed(engine, trial, found["slots"], found["tokens_per_pass"], num_steps)
-        if timed_in_more["step_s"] > 1.1 * found["step_s"]:
+        found = best
+    while (count := lanes.count) > 1:
+        lanes.split(count // 2)
+        fewer = _timed(engine, trial, found["slots"], found["tokens_per_pass"], num_steps, found["step_s"])
+        if fewer["step_s"] > 0.9 * found["step_s"]:
             lanes.split(count)
             break
-        found = timed_in_more
+        found = fewer
     engine.tokens_per_pass = found["tokens_per_pass"]
     with _seated(engine, trial, found["slots"]) as slots:
         start = time.monotonic()
@@ -472,6 +469,22 @@ def _probe(
         evaluation_s = (time.monotonic() - start) / share / len(slots)
     trim(device)
     return found | {"evaluation_s": evaluation_s, "num_threads": lanes.num_threads, "num_lanes": lanes.count}
+
+
+def _affordable_lanes(engine: "Engine", trial: "TrialConfig", limit: int | None) -> int:
+    """A lane for each thread, or as many as there is memory for, as a step of one trial tells."""
+    import torch
+
+    from adept_tune.engine.memory import free_bytes, growth
+
+    device, lanes = engine.backbone.device, engine.lanes
+    lanes.split(1)
+    torch.set_num_threads(1)  # of a busy machine several would make this the longest step of all
+    engine.tokens_per_pass = limit
+    with _seated(engine, trial, 1) as slots:
+        _, pass_bytes = growth(lambda: engine.step(slots), device)
+    free = 0.9 * free_bytes(device) if pass_bytes else 0.0
+    return lanes.num_threads if lanes.num_threads * pass_bytes <= free else max(1, int(free / pass_bytes))
 
 
 @contextmanager
@@ -500,16 +513,27 @@ def _within_memory(engine: "Engine", trial: "TrialConfig", limits: Sequence[int 
     return list(dict.fromkeys(most if limit is None else min(limit, most or limit) for limit in limits))
 
 
-def _timed(engine: "Engine", trial: "TrialConfig", company: int, limit: int | None, num_steps: int) -> dict[str, Any]:
-    """One trial's step among some, in passes of some tokens; fewer where memory ran out."""
+def _timed(
+    engine: "Engine",
+    trial: "TrialConfig",
+    company: int,
+    limit: int | None,
+    num_steps: int,
+    step_s: float | None = None,
+) -> dict[str, Any]:
+    """One trial's step among some, in passes of some tokens; fewer where memory ran out.
+
+    Where its first step takes more than twice the time of a step to be beaten, that is all that is measured.
+    """
     engine.tokens_per_pass = limit
     with _seated(engine, trial, company) as slots:
-        engine.step(slots)  # the first step pays for allocations
         engine.num_tokens()  # starts them anew
-        step_s = _step_s(engine, slots, num_steps)
+        first_s = _step_s(engine, slots, 1)  # pays for allocations
+        hopeless = step_s is not None and first_s > 2 * step_s
+        told_s = first_s if hopeless else _step_s(engine, slots, num_steps)
         real, read = engine.num_tokens()
     return {
-        "step_s": step_s,
+        "step_s": told_s,
         "slots": company,
         "tokens_per_pass": engine.tokens_per_pass,
         "padded_share": 1 - real / read,
