@@ -28,6 +28,7 @@ from workload import (
     PRECISIONS,
     WARM_UP_STEPS,
     Timing,
+    busy,
     count_flops,
     find_model,
     in_turns,
@@ -236,7 +237,8 @@ def measure(cell: Cell, options: argparse.Namespace, scratch: Path) -> str:
     costs: dict[str, Cost] = {}
     ours = fused_sides(cell, options, costs)
     stock = stock_sides(cell, options, scratch, costs)
-    timings = in_turns(options.rounds, ours | stock)
+    with busy(options.beside):
+        timings = in_turns(options.rounds, ours | stock)
     peak = machine_peak(options.device, cell.precision)
     rows = []
     for name, timing in timings.items():
@@ -247,7 +249,8 @@ def measure(cell: Cell, options: argparse.Namespace, scratch: Path) -> str:
     print(f"{cell.model} {cell.lengths} {cell.precision}: {verdict(timings, best_ours, best_stock)}", flush=True)
     return "\n\n".join(
         [
-            f"## {cell.model}, lengths of {cell.lengths}, {cell.precision}, batch {cell.batch_size}",
+            f"## {cell.model}, lengths of {cell.lengths}, {cell.precision}, batch {cell.batch_size}"
+            + (f", {options.beside} busy beside" if options.beside else ""),
             markdown(["side", "trial-steps a second", "peak memory, GiB", "padded", "of the matrix peak"], rows),
             verdict(timings, best_ours, best_stock) + f" Measured matrix peak: {peak / 1e9:.0f} GFLOP/s.",
             f"{outside(cell, options):.0%} of a packed step lies outside the model's forward and the backward pass."
@@ -279,6 +282,7 @@ def main() -> int:
     p.add_argument("--batch-size", type=int, help="rows of a trial's step (default: 16; 32 on a GPU)")
     p.add_argument("--trial-steps", type=int, default=16, help="of a measurement, at least (default: %(default)s)")
     p.add_argument("--window-s", type=float, default=8.0, help="of a measurement of stock (default: %(default)s)")
+    p.add_argument("--beside", type=int, default=0, help="busy processes beside every side (default: %(default)s)")
     p.add_argument("--full", action="store_true", help="all models of the device and all lengths")
     options = prepared(p.parse_args())
     import ray

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -186,6 +187,18 @@ def seconds(device: str, do: Callable[[], object], times: int = 1) -> float:
         do()
     synchronize(device)
     return (time.perf_counter() - begun) / times
+
+
+@contextmanager
+def busy(num_processes: int) -> Iterator[None]:
+    """Keep some processes busy meanwhile, as on a machine that does something besides."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_processes)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def in_turns(rounds: int, sides: dict[str, Callable[[], float]]) -> dict[str, Timing]:
