@@ -41,16 +41,15 @@ class Lanes:
         return self._num_threads
 
     def split(self, num_lanes: int) -> None:
-        """Run so many passes at a time from here on."""
+        """Run so many passes at a time from here on; the caller's own operations have all threads, whatever was set."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
         self._count = num_lanes
+        torch.set_num_threads(self._num_threads)  # a lane that has ended may have left its own number to some libraries
         each = max(1, self._num_threads // num_lanes)
         if num_lanes > 1:
             self._pool = ThreadPoolExecutor(num_lanes, "lane", initializer=lambda: torch.set_num_threads(each))
-        else:
-            torch.set_num_threads(each)  # a lane that has ended may have left its own number to some libraries
 
     def halve(self) -> bool:
         """Run half as many at a time; False where there is one lane."""
@@ -60,7 +59,7 @@ class Lanes:
         return False
 
     def run(self, do: Callable[[A], B], passes: Iterable[A]) -> Iterator[B]:
-        """Results in the order of the passes, of which no more than one waits to be taken.
+        """Results in the order of the passes, of which one more than there are lanes is begun before it is its turn.
 
         Where one raises, those that have not begun are dropped, and the error comes once the others are done.
         """

@@ -46,6 +46,9 @@ def test_threads_are_shared_out_and_a_lane_knows_whether_gradients_are_wanted():
     with torch.no_grad():
         assert set(lanes.run(lambda _: torch.is_grad_enabled(), range(4))) == {False}
     assert set(lanes.run(lambda _: torch.is_grad_enabled(), range(4))) == {True}
+    torch.set_num_threads(1)
+    lanes.split(2)
+    assert torch.get_num_threads() == 4  # sums of the caller round alike, whatever came before
     lanes.split(1)
     assert (lanes.count, torch.get_num_threads()) == (1, 4)
     assert not lanes.halve()
