@@ -5,12 +5,15 @@ V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class Backbone(ABC):
@@ -62,6 +65,31 @@ class Backbone(ABC):
         Returns:
             `(rows, target)` nats, float32 (float64 for a float64 backbone), zero on padding.
         """
+
+    @property
+    def may_recompute(self) -> bool:
+        """Whether `recomputing` is possible: not where a layer reads a prefix from a cache, which it would lose."""
+        return self._prefix is None
+
+    @contextmanager
+    def recomputing(self, on: bool) -> Iterator[None]:
+        """Gradient checkpointing of `target_nll` for the time of a block: less memory for one more forward.
+
+        A layer keeps what it reads and is run once more on the way back. Nothing but training may run in the block.
+        transformers has its layers do so in training mode alone; here the layer is put into it and nothing below it.
+        """
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        modules = self.model.modules() if on else ()
+        layers = [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
+        for layer in layers:
+            layer.training = layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = layer.gradient_checkpointing = False
 
     @abstractmethod
     def read(self, embeds_NSD: Tensor, mask_NS: Tensor) -> Any:

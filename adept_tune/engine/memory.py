@@ -24,30 +24,37 @@ def ran_out(error: BaseException) -> bool:
 
 
 class TooLarge(Exception):  # noqa: N818  # no error: there is a way
-    """Memory ran out in a pass that can be split, or that had others beside it.
+    """Memory ran out in a pass that can be made to take less.
 
     Attributes:
+        num_rows: Of the pass.
         num_tokens: Of the pass, padding included.
     """
 
-    def __init__(self, num_tokens: int) -> None:
+    def __init__(self, num_rows: int, num_tokens: int) -> None:
         super().__init__(f"a pass of {num_tokens:,} tokens")
+        self.num_rows = num_rows
         self.num_tokens = num_tokens
 
 
 @contextmanager
-def splitting(num_rows: int, num_tokens: int, num_lanes: int) -> Iterator[None]:
+def splitting(num_rows: int, num_tokens: int, another_way: bool) -> Iterator[None]:
     """Make a pass.
 
+    Args:
+        num_rows: Of the pass.
+        num_tokens: Of the pass, padding included.
+        another_way: Whether a pass of one row can still be made to take less.
+
     Raises:
-        TooLarge: Memory ran out, and there is more than one row or lane.
+        TooLarge: Memory ran out, and there is more than one row or another way.
     """
     try:
         yield
     except Exception as error:
-        if max(num_rows, num_lanes) < 2 or not ran_out(error):
+        if not (num_rows > 1 or another_way) or not ran_out(error):
             raise
-        raise TooLarge(num_tokens) from None
+        raise TooLarge(num_rows, num_tokens) from None
 
 
 def release(device: torch.device) -> None:

@@ -232,7 +232,7 @@ class Reader:
         prompt_lengths = trained.stacking.prompt_length_K.tolist()
 
         def within(pieces: Sequence[Piece]) -> None:
-            with splitting(*extent(pieces, sources.lengths), self.lanes.count):
+            with splitting(*extent(pieces, sources.lengths), another_way=self.lanes.count > 1):
                 answer(pieces)
 
         while True:

@@ -210,6 +210,26 @@ def test_a_batch_in_pieces_gives_the_same_update(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_one_row_that_does_not_fit_is_done_with_less_kept_of_each_layer(method: str, monkeypatch: Any) -> None:
+    whole = made_engine(method, 1, torch.float64)
+    expected = whole.state(trained(whole, config(), STEPS)[0])
+    target_nll, device_is_small = EncoderDecoder.target_nll, torch.OutOfMemoryError("CUDA out of memory")
+
+    def fits_only_so(self: EncoderDecoder, *arguments: Tensor) -> Tensor:
+        if not any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()):
+            raise device_is_small
+        return target_nll(self, *arguments)
+
+    monkeypatch.setattr(EncoderDecoder, "target_nll", fits_only_so)
+    cramped = made_engine(method, 1, torch.float64)
+    if method == "prefix-tuning":  # its layers would lose their prefixes
+        with pytest.raises(torch.OutOfMemoryError):
+            trained(cramped, config(), 1)
+    else:
+        assert_same(cramped.state(trained(cramped, config(), STEPS)[0]), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_trial_that_meets_a_nan_is_marked_and_keeps_its_numbers(method: str) -> None:
     engine = made_engine(method, num_slots=1)
     slot, _ = trained(engine, config(), 2)

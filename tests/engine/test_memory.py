@@ -77,6 +77,31 @@ def test_one_row_that_does_not_fit_is_an_error_and_changes_nothing():
     assert [engine.state(slot).to_bytes() for slot in slots] == before
 
 
+def recomputes(engine) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in engine.backbone.model.modules())
+
+
+def test_one_row_that_does_not_fit_is_done_with_less_kept_of_each_layer():
+    roomy, cramped = made_engine(dtype=torch.float64), made_engine(dtype=torch.float64)
+    expected = advance(roomy, [roomy.join(trial) for trial in TRIALS])
+    target_nll, tried = cramped.backbone.target_nll, []
+
+    def fits_only_so(embeds, *others):
+        tried.append(recomputes(cramped))
+        if not tried[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return target_nll(embeds, *others)
+
+    cramped.backbone.target_nll = fits_only_so
+    found = advance(cramped, [cramped.join(trial) for trial in TRIALS])
+    assert tried.count(False) < 10  # what it has learnt it keeps
+    assert cramped.tokens_per_pass is None  # and may fill its passes again
+    assert not recomputes(cramped)  # between steps, where evaluations need their caches
+    for state, other in zip(found, expected, strict=True):
+        for name, tensor in state.tensors.items():
+            torch.testing.assert_close(tensor, other.tensors[name], rtol=0, atol=1e-8)
+
+
 def test_another_error_is_not_taken_for_it():
     engine = made_engine()
     slots = [engine.join(trial) for trial in TRIALS]
