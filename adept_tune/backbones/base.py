@@ -48,6 +48,12 @@ class Backbone(ABC):
     def table_VD(self) -> Tensor:
         """The frozen input embeddings, as the model reads them."""
 
+    @property
+    def embedding_rms(self) -> float:
+        """Root mean square of the input embeddings, to four digits: the scale in which a prompt is large or small."""
+        norm = torch.linalg.vector_norm(self.table_VD, dtype=torch.float64)
+        return float(f"{float(norm) / self.table_VD.numel() ** 0.5:.4g}")
+
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of token ids of any shape, `(*ids, d_model)`, in the backbone's dtype."""
         return torch.nn.functional.embedding(ids, self.table_VD)

@@ -29,7 +29,7 @@ CONFIDENCE = 0.95
 # What must be equal for winners to be compared like with like.
 _EQUAL = (
     *("task", "protocol", "data_fingerprint", "labels", "trials", "max_steps", "batch_size", "finalists", "seeds"),
-    *("seed", "scheduler", "sampler", "precision"),
+    *("seed", "scheduler", "reduction_factor", "sampler", "precision"),
 )
 
 

@@ -62,7 +62,7 @@ class Experiment:
     ) -> None:
         self.spec = spec
         self.folder = folder
-        self.materials = materials
+        self.materials = materials.at(spec.embedding_rms)
         self.tracker = tracker
         self.console = console
         self._broker = broker

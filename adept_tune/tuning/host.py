@@ -232,8 +232,8 @@ class Host:
 
         Returns:
             Seconds of one trial's step (``step_s``) and of one trial's evaluation (``evaluation_s``), the ``slots``,
-            ``tokens_per_pass``, ``num_threads`` and ``num_lanes`` that they were measured with, and the
-            ``padded_share``.
+            ``tokens_per_pass``, ``num_threads`` and ``num_lanes`` that they were measured with, the ``padded_share``,
+            and the ``embedding_rms`` of the backbone.
         """
         from adept_tune.engine.config import TrialConfig
 
@@ -468,7 +468,8 @@ def _probe(
         share = engine.evaluate_sample(slots)
         evaluation_s = (time.monotonic() - start) / share / len(slots)
     trim(device)
-    return found | {"evaluation_s": evaluation_s, "num_threads": lanes.num_threads, "num_lanes": lanes.count}
+    found |= {"evaluation_s": evaluation_s, "num_threads": lanes.num_threads, "num_lanes": lanes.count}
+    return found | {"embedding_rms": engine.backbone.embedding_rms}
 
 
 def _affordable_lanes(engine: "Engine", trial: "TrialConfig", limit: int | None) -> int:

@@ -26,6 +26,10 @@ class Materials:
     info: BackboneInfo
     space: SearchSpace
 
+    def at(self, embedding_rms: float | None) -> "Materials":
+        """The same, where the scale of the backbone's embeddings is known, in which a space may tell rates."""
+        return replace(self, space=self.space.at(embedding_rms))
+
 
 def gather(
     task_name: str,

@@ -8,7 +8,7 @@ import yaml
 from adept_tune.backbones.load import Precision
 from adept_tune.errors import SpecError
 from adept_tune.methods import METHODS
-from adept_tune.tuning.space import COMMON, Value
+from adept_tune.tuning.space import Value, settings_of
 
 # `--set` keys that are not settings of a trial, with their kind.
 OPTIONS: dict[str, type] = {
@@ -74,7 +74,7 @@ def split_settings(pairs: Sequence[str]) -> tuple[dict[str, Value], dict[str, An
     Raises:
         SpecError: Not a pair, or a key that nothing knows.
     """
-    names = sorted({name for method in METHODS.values() for name in method.parameters} | set(COMMON))
+    names = sorted({name for method in METHODS.values() for name in settings_of(method)})
     fixed: dict[str, Value] = {}
     options: dict[str, Any] = {}
     for pair in pairs:

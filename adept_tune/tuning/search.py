@@ -350,6 +350,7 @@ def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
                 "retrain_s": old.retrain_s,
                 "expected_s": old.expected_s,
                 "padded_share": old.padded_share,
+                "embedding_rms": old.embedding_rms,
                 "trials": old.trials if request.trials is None else request.trials,
                 "time_budget_s": _budget(request, old),
             }
@@ -523,6 +524,6 @@ def _planned(request: Request, draft: SearchSpec, materials: Materials, broker: 
             "raise it, or lower --max-steps, --finalists or --seeds"
         )
     settled = {"trials": trials, "max_steps": max_steps, "time_budget_s": budget, "retrain_s": expected.retrain_s}
-    settled |= {"slots": found.pop("num_slots"), "padded_share": probed["padded_share"], "expected_s": expected.total_s}
-    settled |= found
+    settled |= {"slots": found.pop("num_slots"), "expected_s": expected.total_s, **found}
+    settled |= {name: probed[name] for name in ("padded_share", "embedding_rms")}
     return draft.model_copy(update=settled), expected

@@ -2,7 +2,8 @@
 
 A space names a method, ranges over its settings and points to try first. It may extend another space and change a
 few lines of it. With `budget: N` the width follows from the prompt length, so every trial trains at most N numbers
-and as nearly N as its prompt length allows.
+and as nearly N as its prompt length allows. A prompt's rate may be told as a multiple of the root mean square of the
+model's input embeddings (`relative_prompt_lr`), which differs by orders of magnitude between families of models.
 """
 
 import math
@@ -43,6 +44,7 @@ COMMON = (
 _INPUT_SIDE = ("dropout", "prompt_init", "prompt_text", "wide_start")  # nothing inside the model heeds these
 _METHOD_FIELDS = ("prompt_length", "width", "prompt_lr", "offset_lr")
 _SIZES = ("prompt_length", "width")
+PROMPT_LR, RELATIVE_PROMPT_LR = "prompt_lr", "relative_prompt_lr"  # two ways to say one thing
 
 
 def _number(value: object) -> object:
@@ -143,8 +145,10 @@ class SearchSpace:
         fixed: Settings that differ from a trial's defaults but are not searched.
         budget: Most trained numbers a trial, or None.
         points: Configurations to try first.
-        source_length: Longest source of the task, in tokens.
         d_model: Width of the backbone's embeddings.
+        source_length: Longest source of the task, in tokens.
+        embedding_rms: Root mean square of the backbone's embeddings, which turns relative rates into rates; None, and
+            counted as 1, until it is known.
     """
 
     method: Method | InModel
@@ -154,11 +158,18 @@ class SearchSpace:
     points: tuple[Params, ...]
     d_model: int
     source_length: int
+    embedding_rms: float | None = None
+
+    def at(self, embedding_rms: float | None) -> "SearchSpace":
+        """The same for a backbone whose embeddings have that scale."""
+        return replace(self, embedding_rms=embedding_rms)
 
     def settings(self, params: Params) -> dict[str, Value]:
-        """Trial settings of a point of the space, the width derived where there is a budget."""
+        """Trial settings of a point of the space: rates as they are, the width derived where there is a budget."""
         names = self.method.parameters
-        settings = {names.get(name, name): value for name, value in (self.fixed | params).items()}
+        settings = {names.get(name, name): value for name, value in overlaid(self.fixed, params).items()}
+        if RELATIVE_PROMPT_LR in settings:
+            settings[PROMPT_LR] = float(settings.pop(RELATIVE_PROMPT_LR)) * (self.embedding_rms or 1.0)
         settings |= {size: 0 for size in _SIZES if size not in names.values()}
         if self.budget is not None and "width" in names.values():
             assert isinstance(self.method, Method), "a budget is of an input-side method"
@@ -180,11 +191,11 @@ class SearchSpace:
         return self.config(params).sizes(self.d_model, self.source_length)
 
     def shown(self, params: Params) -> Params:
-        """A point as people see it: with the derived width, by the method's name for it."""
-        if self.budget is None or "width" not in self.method.parameters.values():
-            return dict(params)
-        name = next(n for n, setting in self.method.parameters.items() if setting == "width")
-        return params | {name: self.settings(params)["width"]}
+        """A point as people see it: with what is derived, by the method's names."""
+        derived = [PROMPT_LR] if RELATIVE_PROMPT_LR in params and self.embedding_rms is not None else []
+        derived += ["width"] if self.budget is not None else []
+        settings, names = self.settings(params), self.method.parameters.items()
+        return params | {name: settings[setting] for name, setting in names if setting in derived}
 
     def corners(self) -> Iterator[Params]:
         """Extreme points of the space, over the dimensions that set sizes; the others stay at their first end."""
@@ -275,7 +286,8 @@ def read_space(name: str) -> SpaceFile:
 def settings_of(method: Method | InModel) -> list[str]:
     """Names of all settings that a trial of a method heeds, its own first."""
     ignored = _INPUT_SIDE if isinstance(method, InModel) else ()
-    return [*method.parameters, *(name for name in COMMON if name not in ignored)]
+    relative = [RELATIVE_PROMPT_LR] if PROMPT_LR in method.parameters else []
+    return [*method.parameters, *relative, *(name for name in COMMON if name not in ignored)]
 
 
 def resolve_space(
@@ -299,7 +311,9 @@ def resolve_space(
     method = get_method(file.method)
     dimensions: dict[str, Dimension] = {}
     settled: Params = {}
-    written = dict(file.parameters) | dict(fixed or {})
+    written = overlaid(file.parameters, fixed or {})
+    if not _is_open(written, PROMPT_LR) and not _is_open(written, RELATIVE_PROMPT_LR):
+        faults.append(f"{PROMPT_LR}: {RELATIVE_PROMPT_LR} is given as well; give one of them")
     allowed = settings_of(method)
     for name, value in written.items():
         if value is None:  # an overlay takes a parameter out
@@ -337,16 +351,33 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     beside = str(path.parent / f"{parent}.yaml")
     base = _read(find_space(beside if os.path.isfile(beside) else str(parent)), (*seen, path))
     changed = content.get("parameters") or {}
-    merged = base | content | {"parameters": (base.get("parameters") or {}) | changed}
-    if "points" not in content and isinstance(points := base.get("points"), list) and isinstance(changed, dict):
-        merged["points"] = [point for point in points if _may_stand(point, changed)]
+    parameters = overlaid(base.get("parameters") or {}, changed)
+    merged = base | content | {"parameters": parameters}
+    if "points" not in content and isinstance(points := base.get("points"), list):
+        merged["points"] = [point for point in points if _may_stand(point, changed, parameters)]
     return merged
 
 
-def _may_stand(point: Any, parameters: Mapping[str, Any]) -> bool:
+def _is_open(parameters: Mapping[str, Any], name: str) -> bool:
+    """Whether nothing is said of a parameter."""
+    return parameters.get(name) is None
+
+
+def overlaid(parameters: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with some changed, in their order; a prompt's rate told in one way takes the place of the other."""
+    places = {name: name for name in parameters}
+    for one, other in ((PROMPT_LR, RELATIVE_PROMPT_LR), (RELATIVE_PROMPT_LR, PROMPT_LR)):
+        if one in changed and other not in changed and other in parameters:
+            places[other] = one
+    return {places[name]: value for name, value in parameters.items()} | dict(changed)
+
+
+def _may_stand(point: Any, changed: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool:
     """Whether an inherited point lies inside the ranges and choices that an overlay changes; looked at as written."""
     for name, value in point.items() if isinstance(point, dict) else ():
-        written, number = parameters.get(name), _number(value)
+        written, number = changed.get(name), _number(value)
+        if name in (PROMPT_LR, RELATIVE_PROMPT_LR) and _is_open(parameters, name) and _searches_rate(parameters):
+            return False
         if not isinstance(written, dict) or not isinstance(number, int | float):
             continue
         low, high = _number(written.get("low", number)), _number(written.get("high", number))
@@ -358,8 +389,14 @@ def _may_stand(point: Any, parameters: Mapping[str, Any]) -> bool:
     return True
 
 
+def _searches_rate(parameters: Mapping[str, Any]) -> bool:
+    """Whether a prompt's rate is searched, said in either way."""
+    return any(isinstance(parameters.get(name), dict) for name in (PROMPT_LR, RELATIVE_PROMPT_LR))
+
+
 def _field(name: str, method: Method | InModel) -> str:
-    return method.parameters.get(name, name)
+    """The trial setting that a parameter is, or that it becomes."""
+    return PROMPT_LR if name == RELATIVE_PROMPT_LR else method.parameters.get(name, name)
 
 
 def _place(

@@ -55,6 +55,7 @@ class SearchSpec(BaseModel):
         max_failures: Restarts of a job whose process is lost.
         time_budget_s: Wall time for everything; None for no limit.
         padded_share: Of the tokens of a step, as the probe found it.
+        embedding_rms: Root mean square of the backbone's embeddings, as the probe found it.
         expected_s: Expected wall time of everything.
         retrain_s: Expected wall time of retraining and testing, which the search leaves of the budget.
         storage: Where states are kept; None for the experiment folder.
@@ -94,6 +95,7 @@ class SearchSpec(BaseModel):
     max_failures: int = Field(default=3, ge=0)
     time_budget_s: float | None = Field(default=None, gt=0)
     padded_share: float | None = None
+    embedding_rms: float | None = None
     expected_s: float | None = None
     retrain_s: float = Field(default=0.0, ge=0)
     storage: str | None = None

@@ -23,7 +23,8 @@ def plan_lines(spec: SearchSpec, materials: Materials, expected: Estimate, concu
     protocol = ", with the faults of the published code" if task.protocol == "paper" else ""
     answers = "open answers" if task.is_open else f"labels {spec.labels}"
     yield f"Task      {task.name}{demonstration}: {task.metric}, {answers}, {rows}{protocol}"
-    yield f"Model     {materials.info.name} on {spec.device}, {spec.precision}, d={materials.info.d_model}"
+    scale = f", embeddings of RMS {spec.embedding_rms:g}" if spec.embedding_rms is not None else ""
+    yield f"Model     {materials.info.name} on {spec.device}, {spec.precision}, d={materials.info.d_model}{scale}"
     counts = [space.num_parameters(point) for point in space.corners()]
     yield f"Method    {spec.method}, {min(counts):,} to {max(counts):,} trained parameters"
     for name, dimension in space.dimensions.items():

@@ -28,16 +28,16 @@ MEASURING_SEED = 77_005  # of no search
 
 def scores(materials: Materials, precision: Precision, options: argparse.Namespace) -> dict[Split, list[float]]:
     """Train every seed to its end; its score on each half."""
-    space = materials.space
     engine = build_engine(
         materials.info,
-        space.method,
+        materials.space.method,
         materials.data,
         options.seeds,
         device=options.device,
         precision=precision,
         tokens_per_pass=TOKENS_PER_PASS[options.device][0],
     )
+    space = materials.space.at(engine.backbone.embedding_rms)
     configs = [
         space.config(
             space.points[0],

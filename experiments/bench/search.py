@@ -124,7 +124,8 @@ def stock_trial(config: dict[str, Any], materials: Any, settings: dict[str, Any]
     if settings["kept"]:
         _kept["engine"] = engine
     sizes = {"max_steps": settings["max_steps"], "batch_size": settings["batch_size"]}
-    slot = engine.join(materials.space.config(config, **sizes, seed=0, data_seed=0))
+    space = materials.space.at(engine.backbone.embedding_rms)
+    slot = engine.join(space.config(config, **sizes, seed=0, data_seed=0))
     try:
         for step in steps:
             while engine.step_of(slot) < step:

@@ -46,7 +46,7 @@ from adept_tune.tuning.materials import Materials, gather
 from adept_tune.tuning.options import split_settings
 from adept_tune.tuning.samplers import derive_seed
 from adept_tune.tuning.search import DEMONSTRATION_BATCH_SIZE
-from adept_tune.tuning.space import Params, is_space, read_space
+from adept_tune.tuning.space import Params, is_space, overlaid, read_space, settings_of
 
 METHODS = ("adept", "dept", "prompt-tuning")
 SEED = 88_003  # of no search
@@ -124,10 +124,12 @@ def train(materials: Materials, params: Params, options: argparse.Namespace) -> 
         device=options.device,
         precision=best_precision(options.device),
     )
+    space = materials.space.at(engine.backbone.embedding_rms)
+    print(f"training {space.method.name}: {space.shown(params)}", flush=True)
     usual = DEMONSTRATION_BATCH_SIZE if materials.task.demonstration else 32
     slots = []
     for seed in range(options.seeds):
-        config = materials.space.config(
+        config = space.config(
             params,
             max_steps=options.max_steps or materials.task.published_steps or 30_000,
             batch_size=options.batch_size or usual,
@@ -156,9 +158,8 @@ def trained_lines(options: argparse.Namespace) -> tuple[list[Line], Materials]:
         of_task = f"{method}-{task.name}"
         file = read_space(of_task if is_space(of_task) else method)
         materials = gather(options.task, options.data_dir, model, file, None, options.labels)
-        known = {name: value for name, value in fixed.items() if name in INPUT_SIDE[method].parameters}
-        params = dict(materials.space.points[0]) | known
-        print(f"training {method}: {materials.space.shown(params)}", flush=True)
+        known = {name: value for name, value in fixed.items() if name in settings_of(INPUT_SIDE[method])}
+        params = overlaid(materials.space.points[0], known)
         adapted = train(materials, params, options)
         backbone = lines[0].reader.backbone if lines else load_backbone(materials.info, options.device, "fp32")
         sizes = adapted[0].sizes

@@ -142,7 +142,7 @@ def train(
     """A trial: train to each report, evaluate, save, report."""
     engine = make_engine(space, backbone, data)
     sizes = {"max_steps": settings.max_steps, "batch_size": settings.batch_size}
-    trial = space.config(config, **sizes, seed=SEED, data_seed=SEED)
+    trial = space.at(engine.backbone.embedding_rms).config(config, **sizes, seed=SEED, data_seed=SEED)
     slot = engine.join(trial, saved_state())
     context = tune.get_context()
     for step in settings.reports:

@@ -11,6 +11,7 @@ from adept_tune.backbones import inspect_backbone, load_backbone
 from adept_tune.backbones.decoder_only import DecoderOnly
 from adept_tune.errors import BackboneError
 from tests.support.decoders import FAMILIES, save_tiny_decoder, tiny_decoder
+from tests.support.recomputing import assert_recomputing_keeps_less
 
 EOS = 1
 LABELS = [[4, EOS], [7, 20, 9, EOS], [30, EOS], [EOS]]
@@ -61,6 +62,16 @@ def test_model_is_frozen_and_in_eval_mode(backbone: DecoderOnly) -> None:
 def test_embed_equals_the_embedding_of_transformers(backbone: DecoderOnly) -> None:
     ids = torch.arange(12).view(2, 3, 2)
     torch.testing.assert_close(backbone.embed(ids), backbone.model.get_input_embeddings()(ids))
+
+
+def test_recomputing_keeps_less_and_changes_no_gradient(backbone: DecoderOnly) -> None:
+    embeds, mask = rows(backbone)
+    assert_recomputing_keeps_less(backbone, embeds, mask, *targets(len(embeds)))
+
+
+def test_the_scale_of_embeddings_is_that_of_what_the_model_reads(backbone: DecoderOnly) -> None:
+    read = backbone.model.get_input_embeddings()(torch.arange(backbone.vocab_size))
+    assert backbone.embedding_rms == pytest.approx(float(read.square().mean().sqrt()), rel=1e-3)
 
 
 def test_target_nll_and_its_gradient_equal_those_of_transformers_row_by_row(backbone: DecoderOnly) -> None:

@@ -13,6 +13,7 @@ from adept_tune.engine.reading import Reader, Trained
 from adept_tune.methods import INPUT_SIDE
 from adept_tune.methods.base import Stacking
 from tests.support.data import LABEL_TEXTS, label_sets, one_pass
+from tests.support.recomputing import assert_recomputing_keeps_less
 from tests.support.tiny import lively_t5, tiny_t5, tiny_tokenizer
 
 EOS, PAD = 1, 0
@@ -57,6 +58,16 @@ def test_model_is_frozen_and_in_eval_mode(backbone: EncoderDecoder) -> None:
 def test_embed_equals_the_embedding_of_transformers(backbone: EncoderDecoder) -> None:
     ids = torch.arange(12).view(2, 3, 2)
     assert torch.equal(backbone.embed(ids), backbone.model.get_input_embeddings()(ids))
+
+
+def test_recomputing_keeps_less_and_changes_no_gradient(backbone: EncoderDecoder) -> None:
+    embeds, mask = rows(backbone)
+    assert_recomputing_keeps_less(backbone, embeds, mask, *targets(len(embeds)))
+
+
+def test_the_scale_of_embeddings_is_that_of_what_the_model_reads(backbone: EncoderDecoder) -> None:
+    read = backbone.model.get_input_embeddings()(torch.arange(backbone.vocab_size))
+    assert backbone.embedding_rms == pytest.approx(float(read.square().mean().sqrt()), rel=1e-3)
 
 
 def test_target_nll_equals_the_loss_of_transformers_row_by_row(backbone: EncoderDecoder) -> None:

@@ -60,6 +60,7 @@ def test_settings_are_sorted_into_those_of_a_trial_and_of_the_search():
             "prompt_length=20",
             "ffn_lr=1e-4",
             "prompt_lr=0.3",
+            "relative_prompt_lr=0.02",
             "wide_start=false",
             "labels=words",
             "prompt_text=a = b",
@@ -73,6 +74,7 @@ def test_settings_are_sorted_into_those_of_a_trial_and_of_the_search():
         "prompt_length": 20,
         "ffn_lr": "1e-4",  # as YAML 1.1 has it; the space makes a number of it
         "prompt_lr": 0.3,
+        "relative_prompt_lr": 0.02,
         "wide_start": False,
         "labels": "words",
         "prompt_text": "a = b",

@@ -43,6 +43,12 @@ def test_a_packaged_space_that_has_changed_since_does_not_end_a_search(tmp_path:
     )
 
 
+def test_the_scale_that_the_probe_found_is_kept(tmp_path: Path) -> None:
+    written(tmp_path, embedding_rms=13.5)
+    _, spec = _resumed(Request(task="sst2", resume=tmp_path), SearchSpec(**spec_fields(space=OLD)))
+    assert spec.embedding_rms == 13.5
+
+
 def test_a_space_of_another_name_is_another_search(tmp_path: Path) -> None:
     written(tmp_path)
     draft = SearchSpec(**spec_fields(space=NEW | {"source": "adept-sst2.yaml"}))

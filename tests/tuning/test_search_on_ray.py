@@ -35,7 +35,7 @@ method: adept
 parameters:
   prompt_length: {low: 2, high: 12}
   ffn_width: {low: 1, high: 6}
-  prompt_lr: {low: 0.03, high: 0.3, log: true}
+  relative_prompt_lr: {low: 0.03, high: 0.3, log: true}
   ffn_lr: {low: 1e-4, high: 1e-2, log: true}
   batch_size: {choices: [3, 4]}
 """
@@ -119,7 +119,8 @@ def materials(searched: Searched) -> tuple[SearchSpec, Materials]:
     """What the search worked on, gathered again from its spec."""
     spec = SearchSpec.read(searched.folder)
     file, data = SpaceFile.model_validate(spec.space), Path(spec.data_dir or "")
-    return spec, gather(spec.task, data, spec.backbone["name"], file, spec.fixed, spec.labels)
+    found = gather(spec.task, data, spec.backbone["name"], file, spec.fixed, spec.labels)
+    return spec, found.at(spec.embedding_rms)
 
 
 def engine_of(spec: SearchSpec, materials: Materials) -> Engine:
@@ -236,6 +237,19 @@ def test_the_test_half_is_read_once_by_each_seed_of_the_winner_after_the_choice(
     assert [(event["trial"], event["seed"]) for event in tested] == [(winner["trial"], s + 1) for s in range(SEEDS)]
     assert kinds.index("tested") > max(i for i, kind in enumerate(kinds) if kind == "retrain_ended")
     assert winner["test"]["mean"] == pytest.approx(sum(event["score"] for event in tested) / SEEDS)
+
+
+def test_a_relative_rate_becomes_a_rate_at_the_scale_that_the_probe_found(searched, materials):
+    spec, found = materials
+    scale = engine_of(spec, found).backbone.embedding_rms
+    assert scale != 1  # else nothing below could fail
+    for proposed in searched.of("proposed"):
+        rate = proposed["point"]["relative_prompt_lr"] * scale
+        assert "prompt_lr" not in proposed["point"]
+        assert proposed["params"]["prompt_lr"] == rate
+    adapter = json.loads((searched.folder / ADAPTER / "adapter.json").read_text())
+    (winner,) = searched.of("winner")
+    assert adapter["config"]["prompt_lr"] == winner["params"]["prompt_lr"]
 
 
 def test_the_adapter_is_the_winners_best_seed(searched):

@@ -117,16 +117,17 @@ def test_an_overlay_inherits_the_points_that_lie_in_its_ranges(tmp_path):
         space_from(
             tmp_path,
             "extends: adept\nparameters: {prompt_length: {low: 30, high: 100}}\n"
-            "points: [{prompt_length: 20, ffn_width: 19, prompt_lr: 0.3, ffn_lr: 1.0e-4}]\n",
+            "points: [{prompt_length: 20, ffn_width: 19, relative_prompt_lr: 0.02, ffn_lr: 1.0e-4}]\n",
         )
 
 
 def test_null_in_an_overlay_takes_a_parameter_out(tmp_path):
     space = space_from(tmp_path, "extends: adept\nparameters: {ffn_width: null, ffn_lr: null}\n")
-    assert list(space.dimensions) == ["prompt_length", "prompt_lr"]
+    assert list(space.dimensions) == ["prompt_length", "relative_prompt_lr"]
     assert space.fixed == {}
     # A point may say more than is searched.
-    assert space.points == ({"prompt_length": 60, "prompt_lr": 0.3}, {"prompt_length": 20, "prompt_lr": 0.3})
+    rate = {"relative_prompt_lr": 0.022}
+    assert space.points == ({"prompt_length": 60} | rate, {"prompt_length": 20} | rate)
 
 
 def skeleton(d_model):
@@ -397,9 +398,9 @@ def test_a_text_that_reads_as_a_number_stays_a_text():
 
 def test_fixed_settings_take_the_place_of_ranges(tmp_path):
     space = space_from(tmp_path, "extends: adept\n", ffn_lr=1e-3, prompt_length=20, batch_size=8)
-    assert list(space.dimensions) == ["ffn_width", "prompt_lr"]
+    assert list(space.dimensions) == ["ffn_width", "relative_prompt_lr"]
     assert space.fixed == {"ffn_lr": 1e-3, "prompt_length": 20, "batch_size": 8}
-    assert space.points == ({"ffn_width": 19, "prompt_lr": 0.3},)  # the two of the file have become one
+    assert space.points == ({"ffn_width": 19, "relative_prompt_lr": 0.022},)  # the two of the file have become one
     assert space.config(space.points[0], batch_size=32).batch_size == 8  # what is fixed beats what others fill in
 
 
@@ -448,6 +449,71 @@ def test_people_see_the_derived_width_by_the_methods_name():
     point = {"prompt_length": 60, "prompt_lr": 0.3, "ffn_lr": 1e-4}
     assert space.shown(point) == point | {"ffn_width": 19}
     assert space_of().shown({"prompt_length": 60}) == {"prompt_length": 60}
+
+
+# -- rates as multiples of the embeddings ----------------------------------------------------------------------------
+
+
+def test_a_relative_rate_is_a_multiple_of_the_embeddings_scale(tmp_path):
+    space = replace(space_from(tmp_path, "extends: prompt-tuning\n"), embedding_rms=13.5)
+    point = {"prompt_length": 60, "relative_prompt_lr": 0.02}
+    assert space.config(point).prompt_lr == 0.02 * 13.5
+    assert space.shown(point) == point | {"prompt_lr": 0.02 * 13.5}  # people see the rate itself beside it
+    assert replace(space, embedding_rms=0.14).config(point).prompt_lr == 0.02 * 0.14
+
+
+@pytest.mark.parametrize("method", ["adept", "dept", "prompt-tuning"])
+def test_packaged_spaces_begin_with_the_published_rate_at_the_scale_of_a_t5(method):
+    space = replace(resolve_space(read_space(method), 512, 256), embedding_rms=13.47)  # flan-t5-small's
+    assert space.config(space.points[0]).prompt_lr == pytest.approx(0.3, abs=0.005)
+    rates = space.dimensions["relative_prompt_lr"]
+    assert isinstance(rates, Range)
+    assert 13.47 * rates.low < 0.03
+    assert 13.47 * rates.high > 1
+
+
+def test_a_rate_takes_the_place_of_a_relative_one_and_the_other_way_round(tmp_path):
+    absolute = {"prompt_lr": {"low": 0.1, "high": 1}}
+    fixed = space_from(tmp_path, "extends: adept\n", prompt_lr=0.3)
+    assert (fixed.fixed, "relative_prompt_lr" in fixed.dimensions) == ({"prompt_lr": 0.3}, False)
+    assert [point["prompt_length"] for point in fixed.points] == [60, 20]  # theirs is the rate that is fixed
+    searched = space_from(tmp_path, f"extends: adept\nparameters: {absolute}\n")
+    assert [name for name in searched.dimensions if "prompt_lr" in name] == ["prompt_lr"]
+    assert searched.points == ()  # they tell no rate
+    demonstration = resolve_space(read_space("adept-demo"), 128, 32, {"relative_prompt_lr": 0.02})
+    assert demonstration.fixed == {"relative_prompt_lr": 0.02}
+    assert "prompt_lr" not in demonstration.dimensions
+
+
+def test_the_other_way_of_telling_a_rate_changes_no_order(tmp_path):
+    # in which a sampler is asked, so that another order would be another search
+    names = list(space_from(tmp_path, "extends: adept\n").dimensions)
+    assert names == ["prompt_length", "ffn_width", "relative_prompt_lr", "ffn_lr"]
+    assert list(resolve_space(read_space("adept-demo"), 128, 32).dimensions) == ["prompt_length", "prompt_lr", "ffn_lr"]
+
+
+@pytest.mark.parametrize("away", ["prompt_lr: null", "relative_prompt_lr: null"])
+def test_null_takes_out_a_rate_in_either_way_of_telling_it(tmp_path, away):
+    space = space_from(tmp_path, f"extends: adept\nparameters: {{{away}}}\n")
+    assert list(space.dimensions) == ["prompt_length", "ffn_width", "ffn_lr"]
+    assert len(space.points) == 2
+    rate = "prompt_lr: {low: 0.03, high: 1.0, log: true}"
+    both = space_from(tmp_path, f"extends: adept\nparameters: {{relative_prompt_lr: null, {rate}}}\n")
+    assert "prompt_lr" in both.dimensions
+    assert both.points == ()  # they tell no rate
+
+
+def test_a_rate_told_in_both_ways_is_refused(tmp_path):
+    both = {"prompt_lr": 0.3, "relative_prompt_lr": 0.02} | LENGTH
+    assert "prompt_lr: relative_prompt_lr is given as well; give one of them" in refused(both)
+    text = f"extends: adept\nparameters: {both}\n"
+    assert "prompt_lr: relative_prompt_lr is given as well; give one of them" in refused_text(tmp_path, text)
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3", "prefix-tuning", "bitfit", "houlsby", "full"])
+def test_a_method_without_a_prompt_has_no_relative_rate(method):
+    said = refused({"relative_prompt_lr": 0.02, "lr": {"low": 0.1, "high": 1}}, method)
+    assert "relative_prompt_lr: unknown parameter" in said
 
 
 def test_a_method_without_a_width_is_held_to_the_budget():
