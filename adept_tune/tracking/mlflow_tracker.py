@@ -64,7 +64,8 @@ class MlflowTracker(Tracker):
             first_pause_s: Pause after the first write that failed; doubles up to 30 s.
         """
         folder = experiment_dir.absolute()
-        self.uri = uri or f"sqlite:///{folder / 'mlflow.db'}"
+        self._own_uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self.uri = uri or self._own_uri
         self._open_store = store or partial(open_store, self.uri, experiment_name, self._artifacts(folder))
         self._close_limit_s = close_limit_s
         self._info: SearchInfo | None = None
@@ -114,8 +115,8 @@ class MlflowTracker(Tracker):
         if fault is not None:
             raise TrackingError(
                 f"--tracking-uri {self.shown_uri}: {fault}; start the server (mlflow server --host 127.0.0.1 "
-                "--port 5000), correct the URI, or leave the option out, and MLFLOW_TRACKING_URI unset, to keep the "
-                "runs in the experiment folder"
+                "--port 5000), correct the URI, or keep the runs in the experiment folder: "
+                f"--tracking-uri {self._own_uri}"
             )
 
     def start(self, info: SearchInfo) -> None:

@@ -361,7 +361,7 @@ def test_a_tracking_server_that_is_dead_is_told(search):
         uri = f"http://127.0.0.1:{held.getsockname()[1]}"
         message = search("--tracking-uri", uri)
     assert message.startswith(f"--tracking-uri {uri}: no server answers (")
-    assert "leave the option out" in message
+    assert "keep the runs in the experiment folder: --tracking-uri sqlite:///" in message
 
 
 def test_a_tracking_folder_is_refused(search, tmp_path):
