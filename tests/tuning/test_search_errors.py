@@ -228,7 +228,7 @@ def test_a_budget_below_one_prompt_token_is_told(search, tmp_path):
 
 
 def test_the_grid_of_an_infinite_space_is_told(search):
-    assert "relative_prompt_lr: [0.002, 0.08, log] has no finite set of values; the grid sampler needs" in search(
+    assert "relative_prompt_lr: [0.004, 0.4, log] has no finite set of values; the grid sampler needs" in search(
         "--sampler", "grid"
     )
 
