@@ -14,7 +14,7 @@ from tests.support.search import spec_fields
 
 
 def params(lr: float) -> dict[str, object]:
-    return {"prompt_length": 10, "ffn_width": 4, "relative_prompt_lr": lr / 13.5, "prompt_lr": lr, "ffn_lr": 1e-3}
+    return {"prompt_length": 10, "ffn_width": 4, "relative_prompt_lr": lr / 5, "prompt_lr": lr, "ffn_lr": 1e-3}
 
 
 def evaluated(kind: str, trial: int, step: int, score: float, **more: object) -> dict[str, object]:
