@@ -1,6 +1,11 @@
 """The cluster files against Ray's schema, and `cluster.yaml` against a mock of AWS."""
 
+import json
 import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +124,20 @@ def test_aws_opens_nothing_but_ssh_to_the_world(resolved):
     ]
     assert rules
     assert {rule["FromPort"] for rule in rules if rule["IpRanges"]} == {22}
+
+
+@pytest.mark.slow
+def test_waiting_trials_make_ray_launch_one_spot_machine_and_ray_down_ends_all():
+    kinds = read(AWS)["available_node_types"]
+    head, gpu = (kinds[kind]["node_config"]["InstanceType"] for kind in ("head", "gpu"))
+    home = tempfile.mkdtemp(prefix="aws-", dir="/tmp")  # a socket's path has room for 107 characters
+    command = [sys.executable, "-m", "tests.cluster.launched_by_trials", home]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    said = [line for line in done.stdout.splitlines() if line.startswith("answer ")]
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads(said[0].removeprefix("answer "))
+    assert sorted(answer["launched"]) == sorted([[head, "on demand", "running"], [gpu, "spot", "running"]])
+    assert sorted(answer["down"]) == sorted([[head, "on demand", "terminated"], [gpu, "spot", "terminated"]])
