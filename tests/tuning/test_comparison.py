@@ -101,7 +101,9 @@ def test_winners_are_read_from_the_journals_and_lost_methods_left_out(tmp_path: 
     assert rows[1][:4] == ["lora", "1,234", "0.7800 ± 0.0100", "0.7800 ± 0.0100"]
 
 
-@pytest.mark.parametrize("changed", [{"trials": 9}, {"max_steps": 99}, {"reduction_factor": 2.0}, {"seed": 3}])
+@pytest.mark.parametrize(
+    "changed", [{"trials": 9}, {"max_steps": 99}, {"data_fingerprint": "g"}, {"reduction_factor": 2.0}, {"seed": 3}]
+)
 def test_unequal_searches_are_not_compared(tmp_path: Path, changed: dict[str, Any]) -> None:
     write_search(tmp_path / "adept", "adept", SCORES["adept"])
     write_search(tmp_path / "lora", "lora", SCORES["lora"], **changed)
