@@ -82,8 +82,7 @@ def test_other_fields_of_a_row_are_given_back(exported: Export, tmp_path: Path, 
     row = {"id": 7, "sentence": "the cat sat", "source": {"page": None}}
     assert run(exported, "--file", written(tmp_path, [row])) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer.pop("prediction")
-    assert answer == row
+    assert answer == row | {"prediction": answer["prediction"]}  # An untrained model may answer with nothing.
 
 
 def test_blank_lines_are_passed_over_and_counted(exported: Export, tmp_path: Path, capsys: Capture) -> None:
