@@ -102,7 +102,8 @@ def fit(
 ) -> tuple[int, int]:
     """Trials and steps that fill a time budget; what is given stays.
 
-    Steps come first, up to the published length; what is then left of the budget goes to more trials.
+    Steps come first, up to the published length; what is then left of the budget goes to more trials. Where not even
+    the fewest steps fit, there are fewer trials.
     """
 
     def fits(trials: int, max_steps: int) -> bool:
@@ -111,6 +112,8 @@ def fit(
     chosen = trials or default_trials
     if max_steps is None:
         longest = published_steps or MOST_STEPS
+        if trials is None and not fits(chosen, FEWEST_STEPS):
+            chosen = _largest(FEWEST_TRIALS, chosen, lambda fewer: fits(fewer, FEWEST_STEPS))
         max_steps = _largest(FEWEST_STEPS, longest, lambda steps: fits(chosen, steps))
         max_steps = round_down(max_steps)
         if trials is None and max_steps == round_down(longest):

@@ -105,7 +105,7 @@ def test_fit_keeps_to_the_budget_wherever_the_least_does(budget, costs, shape, t
     assert max_steps in (None, steps)
     assert 1 <= steps <= max(published or MOST_STEPS, max_steps or 0)
     assert chosen <= max(MOST_TRIALS, trials or 0)
-    least = (chosen if max_steps is None else FEWEST_TRIALS, FEWEST_STEPS if max_steps is None else max_steps)
+    least = (trials or FEWEST_TRIALS, max_steps or FEWEST_STEPS)
     if (chosen, steps) != least and estimate(*least, costs, shape).total_s <= MARGIN * budget:
         assert estimate(chosen, steps, costs, shape).total_s <= MARGIN * budget
 
@@ -130,9 +130,14 @@ def test_fit_gives_steps_first_and_then_trials():
     assert fit(36_000, fast, shape("none"), None, 50, 16, 30_000) == (MOST_TRIALS, 50)
 
 
+def test_fit_gives_fewer_trials_where_the_fewest_steps_are_too_many():
+    budget = estimate(6, FEWEST_STEPS, COSTS, shape("none")).total_s / MARGIN + 1
+    assert fit(budget, COSTS, shape("none"), None, None, 16, 30_000) == (6, FEWEST_STEPS)
+
+
 def test_fit_gives_the_least_where_nothing_fits():
     slow = Costs(100.0, 100.0)
-    assert fit(60, slow, shape("none"), None, None, 16, 30_000) == (16, FEWEST_STEPS)
+    assert fit(60, slow, shape("none"), None, None, 16, 30_000) == (FEWEST_TRIALS, FEWEST_STEPS)
     assert fit(60, slow, shape("none"), None, 900, 16, 30_000) == (FEWEST_TRIALS, 900)
 
 
