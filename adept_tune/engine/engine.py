@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adept_tune.backbones.base import Backbone
 from adept_tune.engine.config import TrialConfig
-from adept_tune.engine.memory import Need, TooLarge, release, splitting
+from adept_tune.engine.memory import Need, PassLimits
 from adept_tune.engine.optimizer import Rates, adamw, clip
 from adept_tune.engine.order import batch_rows
 from adept_tune.engine.packing import Piece, Stack, Tally, extent, passes, stack
@@ -52,10 +52,9 @@ class Engine:
         data: The task's tokens.
         reader: Answers for a stack of trained tensors; shared with prediction, so scores agree.
         num_slots: Trials that can be in at once.
-        tokens_per_pass: Most tokens in one forward and backward, prompts and padding included; None fuses all. Halved
-            whenever the device runs out of memory; what does not fit one pass is split, and its gradients are summed.
-            Passes go through the lanes of the reader, which are halved first where memory runs out; where one row is
-            too much, gradient checkpointing is the last resort.
+        tokens_per_pass: Most tokens in one forward and backward, prompts and padding included; None fuses all. What
+            does not fit one pass is split, and its gradients are summed. Passes go through the lanes of the reader;
+            what happens where memory runs out is told by `PassLimits`.
         dtype: Of trained tensors, gradients and moments.
         widest: Longest prompt and widest bottleneck to make room for from the start. Room made later moves numbers to
             other columns, which changes the rounding of sums over them: with all room made, a step depends on nothing
@@ -80,8 +79,7 @@ class Engine:
         self.backbone = backbone
         self.method = method
         self.data = data
-        self.tokens_per_pass = tokens_per_pass
-        self.lanes = reader.lanes
+        self.limits = PassLimits(reader.lanes, tokens_per_pass)
         self._reader = reader
         self._dtype = dtype
         self._halted = halted
@@ -94,7 +92,6 @@ class Engine:
         self._prompt_columns_N = self._layout.prompt_columns(self._device)
         self._flat = [self._zeros(self._layout) for _ in range(3)]
         self._tally = Tally()
-        self._recompute = False  # gradient checkpointing, for the device that cannot hold one row otherwise
 
     # -- slots ---------------------------------------------------------------------------------------------------
 
@@ -253,36 +250,24 @@ class Engine:
         def backward(pieces: Sequence[Piece]) -> tuple[Stack, Tensor, Tensor, Tensor]:
             if self._halted():
                 raise Halted
-            with splitting(*extent(pieces, train.sources.lengths), self._another_way()):
+            with self.limits.making(self.backbone, *extent(pieces, train.sources.lengths)):
                 batch = stack(pieces, train.sources, self.data.pad_id, self._device)
                 trial_J = torch.tensor([piece.trial for piece in pieces], device=self._device)
                 here = [seats[piece.trial] for piece in pieces]
                 return batch, trial_J, *self._backward(here, pieces, batch, index_K[trial_J])
 
-        limit = self.tokens_per_pass
-        while True:
+        def all_passes() -> tuple[Tensor, Tensor]:
             nll_K = torch.zeros(len(seats), dtype=self._dtype, device=self._device)
             gradient_KN = torch.zeros(len(seats), self._layout.num_columns, dtype=self._dtype, device=self._device)
-            cut = passes(rows, prompt_lengths, train.sources.lengths, self.tokens_per_pass, self.lanes.count)
-            try:
-                with self.backbone.recomputing(self._recompute):
-                    for batch, trial_J, nll_J, gradient_JN in self.lanes.run(backward, cut):
-                        nll_K.index_add_(0, trial_J, nll_J)
-                        gradient_KN.index_add_(0, trial_J, gradient_JN)
-                        self._tally.add(batch)
-                return nll_K / tokens_K, gradient_KN / tokens_K[:, None]
-            except TooLarge as large:
-                if self.lanes.halve():
-                    pass
-                elif large.num_rows > 1:
-                    self.tokens_per_pass = large.num_tokens // 2
-                else:
-                    self._recompute, self.tokens_per_pass = True, limit
-            release(self._device)
+            lanes = self.limits.lanes
+            cut = passes(rows, prompt_lengths, train.sources.lengths, self.limits.tokens_per_pass, lanes.count)
+            for batch, trial_J, nll_J, gradient_JN in lanes.run(backward, cut):
+                nll_K.index_add_(0, trial_J, nll_J)
+                gradient_KN.index_add_(0, trial_J, gradient_JN)
+                self._tally.add(batch)
+            return nll_K / tokens_K, gradient_KN / tokens_K[:, None]
 
-    def _another_way(self) -> bool:
-        """Whether a training pass of one row can still be made to take less."""
-        return self.lanes.count > 1 or (self.backbone.may_recompute and not self._recompute)
+        return self.limits.keep(self.backbone, all_passes)
 
     def _backward(
         self, seats: Sequence[_Seat], pieces: Sequence[Piece], batch: Stack, index_J: Tensor

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 
 from adept_tune.backbones.base import Backbone
 from adept_tune.engine.config import TrialConfig
-from adept_tune.engine.memory import Need, TooLarge, release, splitting
+from adept_tune.engine.memory import Need, PassLimits, release
 from adept_tune.engine.order import batch_rows
 from adept_tune.engine.packing import Piece, Stack, Tally, extent, passes, stack
 from adept_tune.engine.reading import Evaluation, Halted, Reader, Trained, never
@@ -60,8 +60,8 @@ class InModelEngine:
         data: The task's tokens.
         reader_over: Makes the reader of a backbone.
         num_slots: Trials that can be in at once.
-        tokens_per_pass: Most tokens in one forward and backward; None takes a whole batch. Halved whenever the device
-            runs out of memory, and after it come lanes and gradient checkpointing as in `Engine`.
+        tokens_per_pass: Most tokens in one forward and backward; None takes a whole batch. What happens where memory
+            runs out is told by `PassLimits`.
         dtype: Of trained numbers, gradients and moments.
         halted: Asked between two passes; where it says yes, a step or an evaluation is given up.
     """
@@ -80,14 +80,12 @@ class InModelEngine:
         self.backbone = backbone
         self.method = method
         self.data = data
-        self.tokens_per_pass = tokens_per_pass
-        self.lanes = reader_over(backbone).lanes
+        self.limits = PassLimits(reader_over(backbone).lanes, tokens_per_pass)
         self._reader_over = reader_over
         self._dtype = dtype
         self._halted = halted
         self._seats: list[_Seat | None] = [None] * num_slots
         self._tally = Tally()
-        self._recompute = False  # gradient checkpointing, for the device that cannot hold one row otherwise
 
     # -- slots ---------------------------------------------------------------------------------------------------
 
@@ -220,37 +218,25 @@ class InModelEngine:
             if self._halted():
                 raise Halted
             (piece,) = pieces
-            with splitting(*extent(pieces, train.sources.lengths), self._another_way(seat)):
+            with self.limits.making(seat.reader.backbone, *extent(pieces, train.sources.lengths)):
                 batch = stack(pieces, train.sources, self.data.pad_id, self.backbone.device)
                 nll = self._nll(seat, piece, batch) / num_tokens
                 gradients = torch.autograd.grad(nll, list(seat.places.values()), materialize_grads=True)
                 return batch, float(nll.detach()), gradients
 
-        limit = self.tokens_per_pass
-        while True:
+        def all_passes() -> tuple[float, list[Tensor]]:
             loss, sums = 0.0, [torch.zeros_like(master) for master in seat.masters.values()]
-            cut = passes([rows], [0], train.sources.lengths, self.tokens_per_pass, self.lanes.count)
-            try:
-                with seat.reader.backbone.recomputing(self._recompute):
-                    for batch, nll, gradients in self.lanes.run(backward, cut):
-                        loss += nll
-                        for total, gradient in zip(sums, gradients, strict=True):
-                            total += gradient
-                        del gradients  # before the next pass makes its own, where there is one lane
-                        self._tally.add(batch)
-                return loss, sums
-            except TooLarge as large:
-                if self.lanes.halve():
-                    pass
-                elif large.num_rows > 1:
-                    self.tokens_per_pass = large.num_tokens // 2
-                else:
-                    self._recompute, self.tokens_per_pass = True, limit
-            release(self.backbone.device)
+            lanes = self.limits.lanes
+            cut = passes([rows], [0], train.sources.lengths, self.limits.tokens_per_pass, lanes.count)
+            for batch, nll, gradients in lanes.run(backward, cut):
+                loss += nll
+                for total, gradient in zip(sums, gradients, strict=True):
+                    total += gradient
+                del gradients  # before the next pass makes its own, where there is one lane
+                self._tally.add(batch)
+            return loss, sums
 
-    def _another_way(self, seat: _Seat) -> bool:
-        """Whether a training pass of one row can still be made to take less."""
-        return self.lanes.count > 1 or (seat.reader.backbone.may_recompute and not self._recompute)
+        return self.limits.keep(seat.reader.backbone, all_passes)
 
     def _nll(self, seat: _Seat, piece: Piece, batch: Stack) -> Tensor:
         """Negative log-likelihood of a pass's targets, summed."""

@@ -4,12 +4,15 @@ import ctypes
 import gc
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+
+from adept_tune.backbones.base import Backbone
+from adept_tune.engine.lanes import Lanes
 
 A = TypeVar("A")
 
@@ -55,6 +58,44 @@ def splitting(num_rows: int, num_tokens: int, another_way: bool) -> Iterator[Non
         if not (num_rows > 1 or another_way) or not ran_out(error):
             raise
         raise TooLarge(num_rows, num_tokens) from None
+
+
+class PassLimits:
+    """How much goes into a training pass; whenever memory runs out it is less, and stays so.
+
+    Lanes are halved first, then the tokens of a pass; where one row is too much, gradient checkpointing is the last
+    resort, since splitting a batch costs less than a second forward.
+
+    Args:
+        lanes: Where passes run.
+        tokens_per_pass: Most tokens of a pass, padding included, where it has more than one row; None fuses all.
+    """
+
+    def __init__(self, lanes: Lanes, tokens_per_pass: int | None) -> None:
+        self.lanes = lanes
+        self.tokens_per_pass = tokens_per_pass
+        self._recompute = False
+
+    def making(self, backbone: Backbone, num_rows: int, num_tokens: int) -> AbstractContextManager[None]:
+        """Make one pass of a step; see `splitting`."""
+        another_way = self.lanes.count > 1 or (backbone.may_recompute and not self._recompute)
+        return splitting(num_rows, num_tokens, another_way)
+
+    def keep(self, backbone: Backbone, passes: Callable[[], A]) -> A:
+        """Make all passes of a step, and where one does not fit, all of them anew within less."""
+        given = self.tokens_per_pass
+        while True:
+            try:
+                with backbone.recomputing(self._recompute):
+                    return passes()
+            except TooLarge as large:
+                if self.lanes.halve():
+                    pass
+                elif large.num_rows > 1:
+                    self.tokens_per_pass = large.num_tokens // 2
+                else:
+                    self._recompute, self.tokens_per_pass = True, given
+            release(backbone.device)
 
 
 def release(device: torch.device) -> None:

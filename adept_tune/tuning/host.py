@@ -442,7 +442,7 @@ def _probe(
 ) -> dict[str, Any]:
     from adept_tune.engine.memory import trim
 
-    device, lanes = engine.backbone.device, engine.lanes
+    device, lanes = engine.backbone.device, engine.limits.lanes
     if device.type == "cuda":
         limits = _within_memory(engine, trial, limits)
     else:
@@ -462,7 +462,7 @@ def _probe(
             lanes.split(count)
             break
         found = fewer
-    engine.tokens_per_pass = found["tokens_per_pass"]
+    engine.limits.tokens_per_pass = found["tokens_per_pass"]
     with _seated(engine, trial, found["slots"]) as slots:
         start = time.monotonic()
         share = engine.evaluate_sample(slots)
@@ -478,10 +478,10 @@ def _affordable_lanes(engine: "Engine", trial: "TrialConfig", limit: int | None)
 
     from adept_tune.engine.memory import free_bytes, growth
 
-    device, lanes = engine.backbone.device, engine.lanes
+    device, lanes = engine.backbone.device, engine.limits.lanes
     lanes.split(1)
     torch.set_num_threads(1)  # of a busy machine several would make this the longest step of all
-    engine.tokens_per_pass = limit
+    engine.limits.tokens_per_pass = limit
     with _seated(engine, trial, 1) as slots:
         _, pass_bytes = growth(lambda: engine.step(slots), device)
     free = 0.9 * free_bytes(device) if pass_bytes else 0.0
@@ -526,7 +526,7 @@ def _timed(
 
     Where its first step takes more than twice the time of a step to be beaten, that is all that is measured.
     """
-    engine.tokens_per_pass = limit
+    engine.limits.tokens_per_pass = limit
     with _seated(engine, trial, company) as slots:
         engine.num_tokens()  # starts them anew
         first_s = _step_s(engine, slots, 1)  # pays for allocations
@@ -536,7 +536,7 @@ def _timed(
     return {
         "step_s": told_s,
         "slots": company,
-        "tokens_per_pass": engine.tokens_per_pass,
+        "tokens_per_pass": engine.limits.tokens_per_pass,
         "padded_share": 1 - real / read,
     }
 

@@ -85,7 +85,7 @@ def cramped(engine: Engine, num_bytes: float) -> Iterator[None]:
 
 def survive(engine: Engine, configs: list[TrialConfig], num_bytes: float, steps: int) -> str:
     """Train a mix in too little memory, and say how it went."""
-    engine.tokens_per_pass = None
+    engine.limits.tokens_per_pass = None
     slots = [engine.join(config) for config in configs]
     with cramped(engine, num_bytes):
         for _ in range(steps):
@@ -93,7 +93,9 @@ def survive(engine: Engine, configs: list[TrialConfig], num_bytes: float, steps:
     ended = sum(engine.step_of(slot) == steps for slot in slots)
     for slot in slots:
         engine.leave(slot)
-    passes = "one pass" if engine.tokens_per_pass is None else f"passes of {engine.tokens_per_pass:,} tokens"
+    passes = (
+        "one pass" if engine.limits.tokens_per_pass is None else f"passes of {engine.limits.tokens_per_pass:,} tokens"
+    )
     return f"{ended} of {len(configs)} trials took all {steps} steps, in {passes}"
 
 
@@ -108,7 +110,7 @@ def main() -> int:
     with scratch_folder() as scratch:
         info = find_model(options.model, scratch)
         engine = make_engine(info, make_data(info, options.lengths), 4, options.device, options.precision)
-    engine.tokens_per_pass = None
+    engine.limits.tokens_per_pass = None
     probe = engine.join(TrialConfig(prompt_length=100, width=40, batch_size=32, max_steps=1000))
     need = engine.need(probe)
     engine.leave(probe)

@@ -98,8 +98,8 @@ def fused_sides(cell: Cell, options: argparse.Namespace, costs: dict[str, Cost])
     slots = [engine.join(trial(cell.info, cell.batch_size, number)) for number in range(most)]
 
     def rate(name: str, count: int, tokens_per_pass: int | None, num_lanes: int) -> float:
-        engine.tokens_per_pass = tokens_per_pass
-        engine.lanes.split(1)
+        engine.limits.tokens_per_pass = tokens_per_pass
+        engine.limits.lanes.split(1)
         company = [[slot] for slot in slots] if name == "in turn" else [slots[:count]]
 
         def step() -> None:
@@ -108,7 +108,7 @@ def fused_sides(cell: Cell, options: argparse.Namespace, costs: dict[str, Cost])
 
         forget_peak(engine.backbone.device)
         flops = costs[name].flops if name in costs else count_flops(step) / count  # sees this thread alone
-        engine.lanes.split(num_lanes)
+        engine.limits.lanes.split(num_lanes)
         step()
         engine.num_tokens()  # starts them anew
         step_s = seconds(options.device, step, max(1, options.trial_steps // count))

@@ -142,8 +142,8 @@ def test_a_step_in_lanes_that_is_halted_or_does_not_fit_changes_nothing():
     backbone = Cramped(engine, 3, "target_nll", torch.OutOfMemoryError("out of memory"))
     engine.step(slots)
     assert max(backbone.seen) > 3
-    assert engine.lanes.count == 1
-    assert engine.tokens_per_pass < 50
+    assert engine.limits.lanes.count == 1
+    assert engine.limits.tokens_per_pass < 50
     assert [engine.step_of(slot) for slot in slots] == [2, 2, 2]
 
 
@@ -163,7 +163,7 @@ def test_where_memory_is_too_little_for_lanes_but_not_for_a_pass_the_lanes_go():
 
     engine.backbone.target_nll = crowded
     engine.step(slots)
-    assert (engine.lanes.count, engine.tokens_per_pass) == (1, 1)
+    assert (engine.limits.lanes.count, engine.limits.tokens_per_pass) == (1, 1)
     assert [engine.step_of(slot) for slot in slots] == [1, 1, 1]
 
 

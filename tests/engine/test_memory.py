@@ -95,7 +95,7 @@ def test_one_row_that_does_not_fit_is_done_with_less_kept_of_each_layer():
     cramped.backbone.target_nll = fits_only_so
     found = advance(cramped, [cramped.join(trial) for trial in TRIALS])
     assert tried.count(False) < 10  # what it has learnt it keeps
-    assert cramped.tokens_per_pass is None  # and may fill its passes again
+    assert cramped.limits.tokens_per_pass is None  # and may fill its passes again
     assert not recomputes(cramped)  # between steps, where evaluations need their caches
     for state, other in zip(found, expected, strict=True):
         for name, tensor in state.tensors.items():
@@ -109,7 +109,7 @@ def test_another_error_is_not_taken_for_it():
     with pytest.raises(RuntimeError, match="shapes"):
         engine.step(slots)
     assert len(backbone.seen) == 1
-    assert engine.tokens_per_pass is None
+    assert engine.limits.tokens_per_pass is None
     assert not ran_out(ValueError("not enough memory"))
 
 

@@ -288,7 +288,7 @@ def test_a_probe_leaves_every_slot_free_and_says_what_it_measured():
         assert probed["num_threads"] >= 1
         assert probed["slots"] in (1, 2)
         assert probed["tokens_per_pass"] in (None, 64)
-        assert host._engine.tokens_per_pass == probed["tokens_per_pass"]
+        assert host._engine.limits.tokens_per_pass == probed["tokens_per_pass"]
         assert 0 <= probed["padded_share"] < 0.5
         assert probed["embedding_rms"] == host._engine.backbone.embedding_rms
         await host.join("a", 0, settings(0), None)
