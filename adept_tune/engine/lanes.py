@@ -61,6 +61,7 @@ class Lanes:
     def run(self, do: Callable[[A], B], passes: Iterable[A]) -> Iterator[B]:
         """Results in the order of the passes, of which one more than there are lanes is begun before it is its turn.
 
+        Until the last is taken the caller's own operations have one thread: more would wait for those of the lanes.
         Where one raises, those that have not begun are dropped, and the error comes once the others are done.
         """
         if self._pool is None:
@@ -74,6 +75,7 @@ class Lanes:
 
         pool, waiting = self._pool, iter(passes)
         futures = deque(pool.submit(in_lane, one) for one in islice(waiting, self._count + 1))
+        torch.set_num_threads(1)
         try:
             while futures:
                 result = futures.popleft().result()
@@ -83,3 +85,4 @@ class Lanes:
             for future in futures:
                 future.cancel()
             wait(futures)
+            torch.set_num_threads(self._num_threads)
