@@ -1,9 +1,9 @@
 """A step of ADePT as its authors publish it, against ours: one trial, the same model, batch and precision.
 
 Theirs, written anew from the paper's equations and its published settings: every input padded to 256 tokens, the model
-called whole with labels (so logits over the vocabulary at every target position), torch's AdamW with a group for each
-of the two learning rates, clipping, and a linear schedule. Ours: the engine with one trial, on a CPU a pass for each
-thread side by side.
+as transformers has it, called whole with labels (so logits over the vocabulary at every target position), AdamW with a
+group for each of the two learning rates, clipping, and a linear schedule. Ours: the engine with one trial, on a CPU a
+pass for each thread side by side.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForSeq2SeqLM
 from workload import (
+    DTYPES,
     PADDED,
     PRECISIONS,
     Timing,
@@ -127,11 +129,12 @@ def main() -> int:
             data, config = make_data(info, options.lengths), trial(info, options.batch_size)
             for precision in options.precisions:
                 engine = make_engine(info, data, 1, options.device, precision)
-                theirs = their_step(engine.backbone.model, data, config, options.device)
+                stock = AutoModelForSeq2SeqLM.from_pretrained(info.name, dtype=DTYPES[precision]).to(options.device)
+                theirs = their_step(stock, data, config, options.device)
                 ours = partial(engine.step, [engine.join(config)])
                 sides: dict[str, Callable[[], float]] = {
-                    "theirs": partial(timed, engine.lanes, 1, theirs, options),  # with all threads
-                    "ours": partial(timed, engine.lanes, most_lanes(options), ours, options),
+                    "theirs": partial(timed, engine.limits.lanes, 1, theirs, options),  # with all threads
+                    "ours": partial(timed, engine.limits.lanes, most_lanes(options), ours, options),
                 }
                 timings: dict[str, Timing] = in_turns(options.rounds, sides)
                 ratio = f"**{timings['theirs'].median / timings['ours'].median:.2f}**"

@@ -40,6 +40,7 @@ DEMO_MODEL = ROOT / "adept_tune" / "demo" / "model"
 LENGTHS = Path(__file__).with_name("lengths.json")
 PADDED = "padded-256"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPES: dict[str, dict[str, int]] = {
     "t5-small": {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8, "vocab_size": 32128},
     "t5-base": {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12, "vocab_size": 32128},
@@ -212,7 +213,7 @@ def in_turns(rounds: int, sides: dict[str, Callable[[], float]]) -> dict[str, Ti
 
 def machine_peak(device: str, precision: Precision, size: int = 2048, tries: int = 5) -> float:
     """Floating-point operations a second of the best of several square matrix products."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    dtype = DTYPES[precision]
     size = size if device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = min(seconds(device, lambda: a @ b) for _ in range(tries + 1))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 BENCH = Path(__file__).resolve().parents[2] / "experiments" / "bench"
-COMMANDS = ("throughput", "search", "churn", "official", "precision", "lengths", "latency")
+COMMANDS = ("throughput", "search", "churn", "official", "precision", "lengths", "latency", "parts")
 
 
 @pytest.fixture
