@@ -7,6 +7,8 @@ Sides, all measured in each round of one run, on the same model, rows, precision
   in turn    one process, one shared backbone, a trial after the other
   stock CxT  stock Ray Tune: C trials at once, a process of T threads (or 1/C of the GPU) each, backbone kept in the
              process, actors reused; each process runs our own engine with one trial in one lane
+  apart CxT  on a CPU, the most trials fused in C such processes, packed: what lanes would do if threads of one process
+             did not wait for its interpreter; a search does not run so
 """
 
 from __future__ import annotations
@@ -152,38 +154,54 @@ _kept: dict[str, Engine] = {}  # the backbone that a process keeps from trial to
 
 
 def stock_trial(
-    config: dict[str, Any], cell: Cell, device: str, threads: int, window_s: float, meeting: str, count: int
+    config: dict[str, Any],
+    cell: Cell,
+    device: str,
+    threads: int,
+    window_s: float,
+    meeting: str,
+    count: int,
+    fused: int,
 ) -> None:
-    """A trial alone in its process: wait until all are ready, then step for a while and report the rate."""
+    """A process's trial, or some: wait until all processes are ready, then step for a while and report the rate."""
     from ray import tune
 
     torch.set_num_threads(threads)
-    if cell.info.name + cell.precision not in _kept:
+    key = f"{cell.info.name} {cell.precision} {fused}"
+    if key not in _kept:
         _kept.clear()
-        _kept[cell.info.name + cell.precision] = make_engine(cell.info, cell.data, 1, device, cell.precision)
-    engine = _kept[cell.info.name + cell.precision]
-    slot = engine.join(trial(cell.info, cell.batch_size, config["number"]))
+        _kept[key] = make_engine(cell.info, cell.data, fused, device, cell.precision)
+    engine = _kept[key]
+    slots = [engine.join(trial(cell.info, cell.batch_size, config["number"] * fused + i)) for i in range(fused)]
     forget_peak(engine.backbone.device)
     for _ in range(WARM_UP_STEPS):
-        engine.step([slot])
+        engine.step(slots)
     synchronize(device)
     (Path(meeting) / uuid.uuid4().hex).touch()
     while sum(1 for _ in Path(meeting).iterdir()) < count:
         time.sleep(0.01)
     begun, steps = time.perf_counter(), 0
     while time.perf_counter() - begun < window_s:
-        engine.step([slot])
+        engine.step(slots)
         synchronize(device)
         steps += 1
-    rate = steps / (time.perf_counter() - begun)
-    engine.leave(slot)
+    rate = fused * steps / (time.perf_counter() - begun)
+    for slot in slots:
+        engine.leave(slot)
     tune.report({"rate": rate, "memory": peak_bytes(engine.backbone.device) / 2**30})
 
 
 def stock_rate(
-    cell: Cell, options: argparse.Namespace, scratch: Path, count: int, threads: int, costs: dict[str, Cost]
+    name: str,
+    cell: Cell,
+    options: argparse.Namespace,
+    scratch: Path,
+    costs: dict[str, Cost],
+    count: int,
+    threads: int,
+    fused: int = 1,
 ) -> float:
-    """Trial-steps a second of stock Ray Tune with some trials at once."""
+    """Trial-steps a second of stock Ray Tune with some processes at once."""
     from ray import tune
 
     meeting = scratch / uuid.uuid4().hex
@@ -196,6 +214,7 @@ def stock_rate(
         window_s=options.window_s,
         meeting=str(meeting),
         count=count,
+        fused=fused,
     )
     share = {"gpu": 1 / count} if options.device == "cuda" else {}
     tuner = tune.Tuner(
@@ -207,22 +226,22 @@ def stock_rate(
     results = tuner.fit()
     if results.num_errors:
         raise SystemExit(f"stock Ray Tune, {count} trials at once: {results.errors[0]}")
-    costs[f"stock {count}x{threads}"] = Cost(sum(result.metrics["memory"] for result in results))
+    costs[name] = Cost(sum(result.metrics["memory"] for result in results))
     return float(sum(result.metrics["rate"] for result in results))
 
 
 def stock_sides(
     cell: Cell, options: argparse.Namespace, scratch: Path, costs: dict[str, Cost]
 ) -> dict[str, Callable[[], float]]:
-    """One side for each number of processes; on a CPU they divide the threads."""
+    """One side for each number of processes; on a CPU they divide the threads, and the most are fused as well."""
     if options.device == "cuda":
-        ways = [(count, 1) for count in GPU_FRACTIONS]
+        ways = [(f"stock {count}x1", count, 1, 1) for count in GPU_FRACTIONS]
     else:
-        ways = [(count, max(1, options.threads // count)) for count in _divisors(options.threads)]
-    return {
-        f"stock {count}x{threads}": lambda c=count, t=threads: stock_rate(cell, options, scratch, c, t, costs)  # type: ignore[misc]
-        for count, threads in ways
-    }
+        ways = [(f"stock {n}x{options.threads // n}", n, options.threads // n, 1) for n in _divisors(options.threads)]
+        _, count, threads, _ = ways[-1]
+        if (fused := max(options.trials) // count) > 1:
+            ways.append((f"apart {count}x{threads}", count, threads, fused))
+    return {way[0]: (lambda w=way: stock_rate(w[0], cell, options, scratch, costs, *w[1:])) for way in ways}  # type: ignore[misc]
 
 
 def _divisors(number: int) -> list[int]:
@@ -240,12 +259,16 @@ def measure(cell: Cell, options: argparse.Namespace, scratch: Path) -> str:
     with busy(options.beside):
         timings = in_turns(options.rounds, ours | stock)
     peak = machine_peak(options.device, cell.precision)
+    apart = [name for name in stock if name.startswith("apart")]
     rows = []
     for name, timing in timings.items():
         same = costs[name if name in ours else "in turn"]  # the process of a stock trial runs the same step
         share = timing.median * same.flops / peak
-        rows.append((name, timing, f"{costs[name].memory:.2f}", f"{same.padded:.0%}", f"{share:.0%}"))
-    best_ours, best_stock = (max(side, key=lambda name: timings[name].median) for side in (ours, stock))
+        told = ("–", "–") if name in apart else (f"{same.padded:.0%}", f"{share:.0%}")
+        rows.append((name, timing, f"{costs[name].memory:.2f}", *told))
+    best_ours, best_stock = (
+        max(side, key=lambda name: timings[name].median) for side in (ours, stock.keys() - set(apart))
+    )
     print(f"{cell.model} {cell.lengths} {cell.precision}: {verdict(timings, best_ours, best_stock)}", flush=True)
     return "\n\n".join(
         [
@@ -253,6 +276,7 @@ def measure(cell: Cell, options: argparse.Namespace, scratch: Path) -> str:
             + (f", {options.beside} busy beside" if options.beside else ""),
             markdown(["side", "trial-steps a second", "peak memory, GiB", "padded", "of the matrix peak"], rows),
             verdict(timings, best_ours, best_stock) + f" Measured matrix peak: {peak / 1e9:.0f} GFLOP/s.",
+            *(f"{name} over {best_stock}: {timings[name].median / timings[best_stock].median:.2f}." for name in apart),
             f"{outside(cell, options):.0%} of a packed step lies outside the model's forward and the backward pass."
             if options.device == "cpu"
             else "",

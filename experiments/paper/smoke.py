@@ -155,7 +155,7 @@ def save_model(folder: Path, size: str = "medium") -> Path:
     untied = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     config = T5Config(**shape, **untied, vocab_size=len(vocabulary), decoder_start_token_id=0)
     torch.manual_seed(0)
-    model = T5ForConditionalGeneration(config)
+    model = T5ForConditionalGeneration(config).eval()
     _make_it_answer(model, vocabulary)
     logging.disable_progress_bar()
     model.save_pretrained(place)
@@ -182,11 +182,23 @@ def _make_it_answer(model: Any, vocabulary: Mapping[str, int]) -> None:
         head_VD = torch.zeros_like(table_VD)
         start_D, zero_D, one_D = (table_VD[vocabulary[token]] for token in ("<pad>", "0", "1"))
         taste_D = torch.randn(table_VD.shape[1])
-        taste_D -= start_D * (taste_D @ start_D) / (start_D @ start_D)  # what the decoder starts with tells nothing
+        common_D = _first_state(model, vocabulary)  # tells nothing of the text
+        taste_D -= common_D * (taste_D @ common_D) / (common_D @ common_D)
         head_VD[vocabulary["0"]] = start_D + 5 * taste_D
         head_VD[vocabulary["1"]] = start_D - 5 * taste_D
         head_VD[vocabulary["</s>"]] = 2 * (zero_D + one_D) - 2 * start_D
     model.lm_head.weight = torch.nn.Parameter(head_VD)
+
+
+def _first_state(model: Any, vocabulary: Mapping[str, int]) -> Any:
+    """What the decoder makes of its start, on average over texts."""
+    import torch
+
+    draw = random.Random(0)
+    texts = [[vocabulary[character] for character in " ".join(draw.choices(WORDS, k=12))[:40]] for _ in range(64)]
+    read = model.encoder(torch.tensor(texts)).last_hidden_state
+    begin = torch.zeros(len(texts), 1, dtype=torch.long)
+    return model.decoder(input_ids=begin, encoder_hidden_states=read).last_hidden_state.mean((0, 1))
 
 
 # -- made rows --------------------------------------------------------------------------------------------------------
