@@ -47,6 +47,7 @@ class Experiment:
         broker: Name of the broker that finds hosts.
         share: What a trial holds.
         drive: Runs the jobs of a work; Ray Tune by default.
+        begun: When the time budget began to run, of the monotonic clock; None is now.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Experiment:
         broker: str,
         share: Share,
         drive: Drive = run_work,
+        begun: float | None = None,
     ) -> None:
         self.spec = spec
         self.folder = folder
@@ -73,7 +75,7 @@ class Experiment:
         self._events = list(self._journal.read())
         self._store = Store(storage_of(spec, folder))
         self._listeners = (tracker.record, console.event)
-        self._begun = monotonic()
+        self._begun = monotonic() if begun is None else begun
         self._interrupt = Interrupt()
 
     def run(self) -> int:

@@ -8,7 +8,6 @@ from functools import lru_cache
 from adept_tune.tuning.rungs import Rule, Scheduler, make_rule
 from adept_tune.tuning.spec import DEFAULT_FINALISTS
 
-START_S = 30.0  # processes, imports and MLflow's database; the order of magnitude on two cores
 MARGIN = 0.9  # share of a budget that a plan may fill
 FEWEST_STEPS, MOST_STEPS = 20, 30_000  # the published length of most small tasks, where a task says none
 FEWEST_TRIALS, MOST_TRIALS = 4, 128
@@ -48,24 +47,27 @@ class Estimate:
     """Expected wall time in seconds.
 
     Attributes:
+        start_s: Of what comes before, which has been measured: processes, imports, MLflow's database, the probe.
         search_s: Of the search phase.
         retrain_s: Of retraining and testing.
     """
 
+    start_s: float
     search_s: float
     retrain_s: float
 
     @property
     def total_s(self) -> float:
-        """Start-up included."""
-        return START_S + self.search_s + self.retrain_s
+        """Of everything."""
+        return self.start_s + self.search_s + self.retrain_s
 
 
-def estimate(trials: int, max_steps: int, costs: Costs, shape: Shape) -> Estimate:
+def estimate(trials: int, max_steps: int, costs: Costs, shape: Shape, start_s: float = 0.0) -> Estimate:
     """Expected cost of a search; what stopping saves is simulated with the rule itself on random standings."""
     steps, evaluations = expected_work(trials, max_steps, shape)
     runs = min(shape.finalists, trials) * shape.seeds
     return Estimate(
+        start_s,
         steps * costs.step_s + evaluations * costs.evaluation_s,
         runs * (max_steps * costs.step_s + costs.evaluation_s) + shape.seeds * costs.evaluation_s,
     )
@@ -93,6 +95,7 @@ def expected_work(trials: int, max_steps: int, shape: Shape, repeats: int = 8) -
 
 def fit(
     budget_s: float,
+    start_s: float,
     costs: Costs,
     shape: Shape,
     trials: int | None,
@@ -107,7 +110,7 @@ def fit(
     """
 
     def fits(trials: int, max_steps: int) -> bool:
-        return estimate(trials, max_steps, costs, shape).total_s <= MARGIN * budget_s
+        return estimate(trials, max_steps, costs, shape, start_s).total_s <= MARGIN * budget_s
 
     chosen = trials or default_trials
     if max_steps is None:

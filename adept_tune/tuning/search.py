@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -127,6 +128,7 @@ def run_search(request: Request, console: Console, hosts: Hosts | None = None, d
         AdeptError: Before any trial has started, for anything wrong with the request.
         KeyboardInterrupt: The user stopped it; what was done is kept.
     """
+    begun = monotonic()
     with ray_or_no_ray(request) as start_ray:
         device = _device(request, start_ray)
         task = get_task(request.task, request.protocol)
@@ -167,14 +169,14 @@ def run_search(request: Request, console: Console, hosts: Hosts | None = None, d
                 share = _share(spec, request.address)
                 ask(broker, share, "load", (materials.data,))  # a host that cannot load is told before any trial
             else:
-                spec, expected = _planned(request, draft, materials, broker)
+                spec, expected = _planned(request, draft, materials, broker, begun)
                 share = _share(spec, request.address)
                 for line in plan_lines(spec, materials, expected, share.concurrent):
                     console.say(line)
             if request.dry_run:
                 return 0
             spec.write(folder)
-            return Experiment(spec, folder, materials, tracker, console, broker, share, drive).run()
+            return Experiment(spec, folder, materials, tracker, console, broker, share, drive, begun).run()
 
 
 def run_retrain(
@@ -486,7 +488,9 @@ def check_before_ray(spec: SearchSpec, materials: Materials) -> None:
             raise SpecError(f"a trial with {params}: {faults}") from None
 
 
-def _planned(request: Request, draft: SearchSpec, materials: Materials, broker: str) -> tuple[SearchSpec, Estimate]:
+def _planned(
+    request: Request, draft: SearchSpec, materials: Materials, broker: str, begun: float
+) -> tuple[SearchSpec, Estimate]:
     """Probe a whole device, and settle how many trials of how many steps, how many at once, and how they are fused."""
     task = materials.task
     params = materials.space.points[0] if materials.space.points else next(materials.space.corners())
@@ -499,7 +503,7 @@ def _planned(request: Request, draft: SearchSpec, materials: Materials, broker: 
     limits = TOKENS_PER_PASS[draft.device] if request.tokens_per_pass is None else [request.tokens_per_pass]
     question = config.model_dump(mode="json"), sorted(slots_of), limits
     (probed,) = ask(broker, whole, "probe", question)
-    costs = Costs(probed["step_s"] / devices, probed["evaluation_s"] / devices)
+    costs, start_s = Costs(probed["step_s"] / devices, probed["evaluation_s"] / devices), monotonic() - begun
     shape = shape_of(draft, task)
     budget = request.time_budget_s
     trials, max_steps = request.trials, request.max_steps
@@ -509,7 +513,8 @@ def _planned(request: Request, draft: SearchSpec, materials: Materials, broker: 
         budget = BUDGET_S[draft.device]
     if trials is None or max_steps is None:
         assert budget is not None
-        trials, max_steps = fit(budget, costs, shape, trials, max_steps, TRIALS[draft.device], task.published_steps)
+        usual, published = TRIALS[draft.device], task.published_steps
+        trials, max_steps = fit(budget, start_s, costs, shape, trials, max_steps, usual, published)
     found = {
         "num_slots": slots_of[probed["slots"]],
         "tokens_per_pass": probed["tokens_per_pass"],
@@ -517,7 +522,7 @@ def _planned(request: Request, draft: SearchSpec, materials: Materials, broker: 
         "num_lanes": probed["num_lanes"],
     }
     settle(broker, **found)
-    expected = estimate(trials, max_steps, costs, shape)
+    expected = estimate(trials, max_steps, costs, shape, start_s)
     if budget is not None and budget <= 1.1 * expected.retrain_s:
         raise SpecError(
             f"--time-budget: {budget:.0f} s, but retraining alone takes about {expected.retrain_s:.0f} s; "

@@ -90,7 +90,7 @@ class Study(Work):
         journal: Where events are kept.
         store: Where states are kept.
         listeners: Told of every event after it is journalled.
-        out_of_time: Asked before a proposal and at each report; true winds the search up.
+        out_of_time: Asked before a proposal and at each report; true winds the search up, once a trial was evaluated.
         num_reports: How often a trial reports on its way.
     """
 
@@ -128,7 +128,7 @@ class Study(Work):
 
     def next(self) -> Job | None:
         """A trial of a replayed journal that was running, else a new one."""
-        if self._out_of_time():
+        if self._winds_up():
             while self._open:
                 self.end(trial_name(self._open.pop(0)), End.INTERRUPTED, OUT_OF_TIME)
             return None
@@ -171,7 +171,7 @@ class Study(Work):
         self._tell({"event": "reported", "trial": number} | event_fields(report))
         self._take(record, report)
         self._follow(record, report)
-        if record.state is None and report.step < record.config.max_steps and self._out_of_time():
+        if record.state is None and report.step < record.config.max_steps and self._winds_up():
             self.end(name, End.INTERRUPTED, OUT_OF_TIME)
         return record.state not in (None, End.FINISHED)
 
@@ -241,6 +241,10 @@ class Study(Work):
         return {end: sum(record.state is end for record in self.trials.values()) for end in End}
 
     # -- inside --------------------------------------------------------------------------------------------------
+
+    def _winds_up(self) -> bool:
+        """Whether time is up and there is something to show for it; a search without one evaluation is all lost."""
+        return self._out_of_time() and any(record.standings for record in self.trials.values())
 
     def _add(self, number: int, params: Params) -> None:
         config, shown = self._configure(params, number)

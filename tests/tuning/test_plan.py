@@ -10,7 +10,6 @@ from adept_tune.tuning.plan import (
     MARGIN,
     MOST_STEPS,
     MOST_TRIALS,
-    START_S,
     Costs,
     Shape,
     estimate,
@@ -22,6 +21,7 @@ from adept_tune.tuning.telling import duration
 from tests.support.search import properties
 
 COSTS = Costs(step_s=0.1, evaluation_s=2.0)
+START_S = 30.0
 SCHEDULERS = ("asha", "hyperband", "median", "none")
 
 
@@ -35,12 +35,12 @@ def shape(scheduler="none", plateau=None, **others):
 @pytest.mark.parametrize(("trials", "finalists", "runs"), [(10, 3, 9), (2, 3, 6), (10, 1, 3)])
 def test_estimate_of_trials_that_never_stop_is_exact(trials, finalists, runs):
     # 80 steps are looked at four times besides their end: of 10, 20, ... 70 the later half, every other one
-    found = estimate(trials, 80, COSTS, shape(plateau=40, finalists=finalists, seeds=3))
+    found = estimate(trials, 80, COSTS, shape(plateau=40, finalists=finalists, seeds=3), 7.0)
     evaluations = len(shape(plateau=40).rule(80).steps(0)) + 1
     assert evaluations == 3
     assert found.search_s == pytest.approx(trials * (80 * 0.1 + evaluations * 2.0))
     assert found.retrain_s == pytest.approx(runs * (80 * 0.1 + 2.0) + 3 * 2.0)
-    assert found.total_s == pytest.approx(START_S + found.search_s + found.retrain_s)
+    assert (found.start_s, found.total_s) == (7.0, pytest.approx(7.0 + found.search_s + found.retrain_s))
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median"])
@@ -100,45 +100,47 @@ SHAPE = st.builds(
 def test_fit_keeps_to_the_budget_wherever_the_least_does(budget, costs, shape, trials, max_steps, published):
     if trials is not None and max_steps is not None:
         return  # nothing to choose
-    chosen, steps = fit(budget, costs, shape, trials, max_steps, 16, published)
+    chosen, steps = fit(budget, START_S, costs, shape, trials, max_steps, 16, published)
     assert trials in (None, chosen)
     assert max_steps in (None, steps)
     assert 1 <= steps <= max(published or MOST_STEPS, max_steps or 0)
     assert chosen <= max(MOST_TRIALS, trials or 0)
     least = (trials or FEWEST_TRIALS, max_steps or FEWEST_STEPS)
-    if (chosen, steps) != least and estimate(*least, costs, shape).total_s <= MARGIN * budget:
-        assert estimate(chosen, steps, costs, shape).total_s <= MARGIN * budget
+    if (chosen, steps) != least and estimate(*least, costs, shape, START_S).total_s <= MARGIN * budget:
+        assert estimate(chosen, steps, costs, shape, START_S).total_s <= MARGIN * budget
 
 
 @pytest.mark.parametrize("given", [(None, None), (8, None), (None, 900)], ids=["neither", "trials", "steps"])
 def test_fit_uses_a_greater_budget_for_no_less(given):
-    found = [fit(budget, COSTS, shape("none", 1000), *given, 16, 30_000) for budget in range(600, 300_000, 7_000)]
+    found = [
+        fit(budget, START_S, COSTS, shape("none", 1000), *given, 16, 30_000) for budget in range(600, 300_000, 7_000)
+    ]
     assert found == sorted(found, key=lambda pair: (pair[1], pair[0]))
     assert len(set(found)) >= 4
 
 
 def test_fit_uses_most_of_a_budget():
     for budget in (7_200, 36_000, 100_000):
-        chosen, steps = fit(budget, COSTS, shape("none"), None, None, 16, 30_000)
+        chosen, steps = fit(budget, START_S, COSTS, shape("none"), None, None, 16, 30_000)
         assert estimate(chosen, steps, COSTS, shape("none")).total_s > 0.75 * budget
 
 
 def test_fit_gives_steps_first_and_then_trials():
     fast = Costs(1e-5, 1e-3)
-    assert fit(36_000, fast, shape("none"), None, None, 16, 30_000) == (MOST_TRIALS, 30_000)
-    assert fit(36_000, fast, shape("none"), 5, None, 16, 30_000) == (5, 30_000)
-    assert fit(36_000, fast, shape("none"), None, 50, 16, 30_000) == (MOST_TRIALS, 50)
+    assert fit(36_000, START_S, fast, shape("none"), None, None, 16, 30_000) == (MOST_TRIALS, 30_000)
+    assert fit(36_000, START_S, fast, shape("none"), 5, None, 16, 30_000) == (5, 30_000)
+    assert fit(36_000, START_S, fast, shape("none"), None, 50, 16, 30_000) == (MOST_TRIALS, 50)
 
 
 def test_fit_gives_fewer_trials_where_the_fewest_steps_are_too_many():
-    budget = estimate(6, FEWEST_STEPS, COSTS, shape("none")).total_s / MARGIN + 1
-    assert fit(budget, COSTS, shape("none"), None, None, 16, 30_000) == (6, FEWEST_STEPS)
+    budget = estimate(6, FEWEST_STEPS, COSTS, shape("none"), START_S).total_s / MARGIN + 1
+    assert fit(budget, START_S, COSTS, shape("none"), None, None, 16, 30_000) == (6, FEWEST_STEPS)
 
 
 def test_fit_gives_the_least_where_nothing_fits():
     slow = Costs(100.0, 100.0)
-    assert fit(60, slow, shape("none"), None, None, 16, 30_000) == (FEWEST_TRIALS, FEWEST_STEPS)
-    assert fit(60, slow, shape("none"), None, 900, 16, 30_000) == (FEWEST_TRIALS, 900)
+    assert fit(60, START_S, slow, shape("none"), None, None, 16, 30_000) == (FEWEST_TRIALS, FEWEST_STEPS)
+    assert fit(60, START_S, slow, shape("none"), None, 900, 16, 30_000) == (FEWEST_TRIALS, 900)
 
 
 @pytest.mark.parametrize(

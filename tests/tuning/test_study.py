@@ -125,9 +125,21 @@ def test_there_are_no_more_jobs_than_points(tmp_path):
 def test_no_trial_is_proposed_out_of_time(tmp_path):
     late = []
     driven = Driven(tmp_path, out_of_time=lambda: bool(late))
-    assert driven.study.next() is not None
+    driven.start(2)
+    driven.report(0, evaluated(LAST, 0.9))
     late.append(True)
     assert driven.study.next() is None
+
+
+def test_out_of_time_a_search_goes_on_to_its_first_evaluation(tmp_path):
+    driven = Driven(tmp_path, out_of_time=lambda: True)
+    driven.start(2)
+    assert not driven.report(0, Report(2, 0.7))
+    assert driven.study.next() is not None  # the others may fail yet
+    assert not driven.report(1, evaluated(LAST, 0.9))
+    assert driven.report(0, Report(3, 0.7))
+    assert driven.study.next() is None
+    assert driven.study.trials[0].state is End.INTERRUPTED
 
 
 # -- the order of events ---------------------------------------------------------------------------------------------
@@ -325,8 +337,8 @@ def test_a_search_out_of_time_interrupts_its_trials_at_their_next_report(tmp_pat
     driven.start(3)
     assert not driven.report(0, Report(2, 0.7))
     late.append(True)
-    assert driven.report(0, Report(3, 0.7))
     assert not driven.report(1, evaluated(LAST, 0.9))  # it has come to its end anyway
+    assert driven.report(0, Report(3, 0.7))
     assert driven.report(2, Report(3, nan, diverged=True))
     assert {n: record.state for n, record in driven.study.trials.items()} == {
         0: End.INTERRUPTED,
@@ -338,13 +350,14 @@ def test_a_search_out_of_time_interrupts_its_trials_at_their_next_report(tmp_pat
 
 
 def test_a_resumed_search_out_of_time_takes_nothing_up_again(tmp_path):
-    driven = Driven(tmp_path, num_trials=2)
-    driven.start(2)
+    driven = Driven(tmp_path, num_trials=3)
+    driven.start(3)
     driven.report(0, Report(2, 0.7))
-    late = Driven(tmp_path, num_trials=2, out_of_time=lambda: True)
+    driven.report(2, evaluated(LAST, 0.9))
+    late = Driven(tmp_path, num_trials=3, out_of_time=lambda: True)
     late.study.replay(driven.events())
     assert late.study.next() is None
-    assert {record.state for record in late.study.trials.values()} == {End.INTERRUPTED}
+    assert [record.state for record in late.study.trials.values()] == [End.INTERRUPTED, End.INTERRUPTED, End.FINISHED]
 
 
 def test_a_start_after_the_end_is_not_told(driven):
