@@ -49,7 +49,9 @@ def ray_session(address: str, verbose: bool) -> Iterator[None]:
     if not verbose:
         os.environ.setdefault("RAY_DEDUP_LOGS", "1")
         logging.getLogger("ray").setLevel(logging.ERROR)
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's failures are told by us, and in its record
+        # A trial's failures are told by us, and in its record.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     options: dict[str, Any] = {
         "namespace": NAMESPACE,
         "log_to_driver": verbose,
