@@ -15,15 +15,12 @@ from typing import Any
 
 HOME = Path(sys.argv[1])
 os.environ |= {
-    **{"AWS_ACCESS_KEY_ID": "mock", "AWS_SECRET_ACCESS_KEY": "mock", "MOTO_IAM_LOAD_MANAGED_POLICIES": "true"},
     **{"HOME": str(HOME), "RAY_TMPDIR": str(HOME), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
     "RAY_enable_autoscaler_v2": "1",
 }
 
-import boto3  # noqa: E402
 import ray  # noqa: E402
 import yaml  # noqa: E402
-from moto import mock_aws  # noqa: E402
 from ray._raylet import GcsClient  # noqa: E402
 from ray.autoscaler._private.aws import config as aws_config  # noqa: E402
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider  # noqa: E402
@@ -34,6 +31,7 @@ from ray.autoscaler.v2.instance_manager.config import FileConfigReader  # noqa: 
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from adept_tune.tuning.cluster import share_of  # noqa: E402
+from tests.cluster.mocked_aws import KEYS, furnish, mocked_aws  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIALS, LIMIT_S = 8, 60.0
@@ -47,18 +45,13 @@ def machines(ec2: Any) -> list[list[str]]:
 
 def main() -> None:
     """Launch, end, tell."""
-    (HOME / ".ssh").mkdir()
-    (HOME / ".ray").mkdir()
-    (HOME / ".ray" / "auth_token").write_text("token")
+    furnish(HOME)
     aws_config.time = type("Hurried", (), {"sleep": staticmethod(lambda seconds: None)})  # AWS is slow to know a role
     SSHCommandRunner.run = lambda *arguments, **options: ""  # no machine is behind the mock's addresses
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     os.chdir(ROOT)
-    with mock_aws():
-        ec2 = boto3.client("ec2", region_name=config["provider"]["region"])
-        image = ec2.describe_images()["Images"][0]["ImageId"]
-        for kind in config["available_node_types"].values():
-            kind["node_config"]["ImageId"] = image
+    os.environ |= KEYS
+    with mocked_aws(config) as ec2:
         given, whole = HOME / "given.yaml", HOME / "whole.yaml"
         given.write_text(yaml.safe_dump(config))
         resolved = _bootstrap_config(config, no_config_cache=True)

@@ -12,11 +12,12 @@ from typing import Any
 import boto3
 import pytest
 import yaml
-from moto import mock_aws
 from ray.autoscaler._private.aws import config as aws_config
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from tests.cluster.mocked_aws import KEYS, furnish, mocked_aws
 
 ROOT = Path(__file__).resolve().parents[2]
 AWS, LOCAL = ROOT / "cluster.yaml", ROOT / "cluster.local.yaml"
@@ -36,23 +37,12 @@ def commands(config: dict[str, Any]) -> str:
 def resolved(monkeypatch, tmp_path):
     """`cluster.yaml` as Ray completes it against the mock, which has an image of its own; AWS is gone afterwards."""
     monkeypatch.chdir(ROOT)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "mock",
-        "AWS_SECRET_ACCESS_KEY": "mock",
-        "MOTO_IAM_LOAD_MANAGED_POLICIES": "true",
-        "HOME": str(tmp_path),
-    }.items():
+    for name, value in {**KEYS, "HOME": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(aws_config.time, "sleep", lambda seconds: None)  # AWS takes time to know of a new role
-    (tmp_path / ".ssh").mkdir()
-    (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray" / "auth_token").write_text("token")
+    furnish(tmp_path)
     config = read(AWS)
-    with mock_aws():
-        ec2 = boto3.client("ec2", region_name=config["provider"]["region"])
-        image = ec2.describe_images()["Images"][0]["ImageId"]
-        for kind in config["available_node_types"].values():
-            kind["node_config"]["ImageId"] = image
+    with mocked_aws(config):
         yield _bootstrap_config(config, no_config_cache=True)
 
 
