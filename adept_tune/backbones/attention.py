@@ -1,8 +1,7 @@
 """Attention on a CPU while gradients are wanted: plain matrix products.
 
-torch's fused kernel for a CPU is slow on the way back: of T5-small's shape in bf16 it takes six times as long as the
-products do, both ways together (`experiments/bench/parts.py`). It keeps no score of a pair of tokens, so it stays the
-better one where nothing is kept anyway, on a GPU, and in fp32 for long rows.
+torch's fused kernel for a CPU is slow on the way back in bf16: of T5-small's shape it takes six times as long as the
+products do, both ways together (`experiments/bench/parts.py`). Where nothing is kept, on a GPU and in fp32, it stays.
 
 Shape legend: N rows, H heads, Q queries, K keys, D width of a head.
 """
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 PRODUCTS = "adept_tune_products"
-MOST_KEYS = 128  # of fp32; with more the fused kernel is the faster one
 
 
 def use_products(model: Any) -> None:
@@ -40,6 +38,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """What `sdpa_attention_forward` of transformers answers, through products where these are faster.
 
+    A query that sees no key has the mean of the values.
+
     Args:
         module: The layer; says whether it is causal where no mask is given.
         query_NHQD: Queries.
@@ -62,7 +62,7 @@ def attend(
     if not (
         query_NHQD.device.type == "cpu"
         and torch.is_grad_enabled()
-        and (query_NHQD.dtype == torch.bfloat16 or num_keys <= MOST_KEYS)
+        and query_NHQD.dtype != torch.float32
         and not (causal and 1 < num_queries < num_keys)
         and others.get("softcap") is None
     ):

@@ -160,7 +160,7 @@ def load_skeleton(info: BackboneInfo) -> Any:
 
 
 def load_backbone(info: BackboneInfo, device: str, precision: Precision = "fp32") -> Backbone:
-    """Load the weights, frozen, with an explicit dtype and SDPA attention.
+    """Load the weights, frozen, with an explicit dtype, and attention and norms that are fast where they are frozen.
 
     `from_pretrained` is used because it compares what the file holds: transformers 5 ties an untied head (T5 v1.1,
     flan) when weights are loaded with `load_state_dict`.

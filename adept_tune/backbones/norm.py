@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
+NAMES = ("T5LayerNorm", "MT5LayerNorm")  # the second is a copy of the first
+
 
 def use_frozen_norms(model: Any) -> None:
     """Let the norms of a T5 take the short way while their weights are not trained; other models stay as they are."""
     for module in model.modules():
-        if type(module) is T5LayerNorm and hasattr(module, "variance_epsilon"):
+        if type(module).__name__ in NAMES and hasattr(module, "variance_epsilon"):
             module.__class__ = FrozenNorm
 
 
@@ -24,7 +26,7 @@ class FrozenNorm(T5LayerNorm):  # type: ignore[misc]  # transformers has no type
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Scale by the root mean square over the last dimension, then by the weight."""
-        if self.weight.requires_grad or hidden.dtype == torch.float64:
+        if self.weight.requires_grad or hidden.dtype == torch.float64 or hidden.device.type != "cpu":
             answer: Tensor = super().forward(hidden)
         else:
             answer = _Normed.apply(hidden, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]

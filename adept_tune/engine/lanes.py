@@ -41,15 +41,20 @@ class Lanes:
         return self._num_threads
 
     def split(self, num_lanes: int) -> None:
-        """Run so many passes at a time from here on; the caller's own operations have all threads, whatever was set."""
+        """Run so many passes at a time from here on; between runs the caller's operations have all threads."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
         self._count = num_lanes
         torch.set_num_threads(self._num_threads)  # a lane that has ended may have left its own number to some libraries
         each = max(1, self._num_threads // num_lanes)
+
+        def begin_lane() -> None:
+            torch.get_num_threads()  # else a thread's first operation gives it the number that was set last, anywhere
+            torch.set_num_threads(each)
+
         if num_lanes > 1:
-            self._pool = ThreadPoolExecutor(num_lanes, "lane", initializer=lambda: torch.set_num_threads(each))
+            self._pool = ThreadPoolExecutor(num_lanes, "lane", initializer=begin_lane)
 
     def halve(self) -> bool:
         """Run half as many at a time; False where there is one lane."""

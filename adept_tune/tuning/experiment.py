@@ -161,11 +161,11 @@ class Experiment:
     def _whole(self) -> int:
         budget = self.spec.time_budget_s
         left_s = None if budget is None else search_time_left_s(self.spec, self._events)
-        if left_s is not None and left_s <= 0 and self._events:
-            self.console.say("The time budget is used up: no trial is taken up. A greater --time-budget goes on.")
         deadline = None if left_s is None else self._begun + left_s
         study = self.study(lambda: deadline is not None and monotonic() > deadline)
         study.replay(search_events(self._events))
+        if left_s is not None and left_s <= 0 and self._events and study.best(1):
+            self.console.say("The time budget is used up: no trial is taken up. A greater --time-budget goes on.")
         interrupted = self._run(study)
         running = [record.name for record in study.trials.values() if record.state is None]
         self._end_interrupted(study, running, interrupted)

@@ -28,7 +28,7 @@ T = TypeVar("T")
 Split = Literal["validation", "test"]
 
 STOPPED = "the search was stopped"
-LONG_S = 2.0  # of all trials' step, beside which first allocations take no time
+LONG_S = 2.0  # of all trials' step; one tells as much as several short ones
 
 
 @dataclass(frozen=True)
@@ -525,15 +525,15 @@ def _timed(
 ) -> dict[str, Any]:
     """One trial's step among some, in passes of some tokens; fewer where memory ran out.
 
-    Where its first step takes more than twice the time of a step to be beaten, or so long that what is paid once does
-    not show in it, that is all that is measured.
+    Where its first step takes more than twice the time of a step to be beaten, that is all that is measured; after a
+    long one, one more is.
     """
     engine.limits.tokens_per_pass = limit
     with _seated(engine, trial, company) as slots:
         engine.num_tokens()  # starts them anew
         first_s = _step_s(engine, slots, 1)  # pays for allocations
         hopeless = step_s is not None and first_s > 2 * step_s
-        told_s = first_s if hopeless or first_s * company > LONG_S else _step_s(engine, slots, num_steps)
+        told_s = first_s if hopeless else _step_s(engine, slots, 1 if first_s * company > LONG_S else num_steps)
         real, read = engine.num_tokens()
     return {
         "step_s": told_s,

@@ -56,7 +56,7 @@ class SearchSpec(BaseModel):
         time_budget_s: Wall time for everything; None for no limit.
         padded_share: Of the tokens of a step, as the probe found it.
         embedding_rms: Root mean square of the backbone's embeddings, as the probe found it.
-        expected_s: Expected wall time of everything.
+        expected_s: Expected wall time of search, retraining and test.
         retrain_s: Expected wall time of retraining and testing, which the search leaves of the budget.
         storage: Where states are kept; None for the experiment folder.
         tracking_uri: MLflow server; None for a database in the experiment folder.

@@ -244,7 +244,7 @@ class Study(Work):
 
     def _winds_up(self) -> bool:
         """Whether time is up and there is something to show for it; a search without one evaluation is all lost."""
-        return self._out_of_time() and any(record.standings for record in self.trials.values())
+        return self._out_of_time() and bool(self.best(1))
 
     def _add(self, number: int, params: Params) -> None:
         config, shown = self._configure(params, number)

@@ -43,8 +43,8 @@ def plan_lines(spec: SearchSpec, materials: Materials, expected: Estimate, concu
     yield f"Retrain   {spec.finalists} finalists over {spec.seeds} seeds{beside}"
     budget = f" of {duration(spec.time_budget_s)} allowed" if spec.time_budget_s else ""
     yield (
-        f"Time      about {duration(expected.total_s)}{budget}: search {duration(expected.search_s)}, "
-        f"retrain and test {duration(expected.retrain_s)}"
+        f"Time      about {duration(expected.total_s)}{budget}: {duration(expected.start_s)} until here, "
+        f"search {duration(expected.search_s)}, retrain and test {duration(expected.retrain_s)}"
     )
     published, plateau = task.published_steps, task.plateau_steps
     if published and spec.max_steps < published:

@@ -1,6 +1,6 @@
 """What the parts of a pass cost that are ours, against those they stand in for: both ways of each, there and back.
 
-attention   `backbones.attention` (products) against torch's fused kernel, of rows and heads as T5 has them
+attention   `backbones.attention` (products) against torch's fused kernel, in bf16, of rows and heads as T5's
 norm        `backbones.norm` against transformers' `T5LayerNorm`
 pass        forward and backward of a whole model: as transformers has it, as we load it, and (--compile, which takes
             minutes) as torch.compile makes it of the one that we load, with shapes left open
@@ -153,7 +153,7 @@ def main() -> int:
         print(rows[-1], flush=True)
 
     for precision in PRECISIONS:
-        for name, shape in ATTENTIONS.items():
+        for name, shape in ATTENTIONS.items() if precision == "bf16" else ():
             measure(f"attention, {name}, {precision}", attentions(shape, DTYPES[precision], options.device))
         for name, dims in NORMS.items():
             measure(f"norm, {name}, {precision}", norms(dims, DTYPES[precision], options.device))

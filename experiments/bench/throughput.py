@@ -7,8 +7,8 @@ Sides, all measured in each round of one run, on the same model, rows, precision
   in turn    one process, one shared backbone, a trial after the other
   stock CxT  stock Ray Tune: C trials at once, a process of T threads (or 1/C of the GPU) each, backbone kept in the
              process, actors reused; each process runs our own engine with one trial in one lane
-  apart CxT  on a CPU, the most trials fused in C such processes, packed: what lanes would do if threads of one process
-             did not wait for its interpreter; a search does not run so
+  apart CxT  on a CPU, the most trials fused in C such processes, in passes of 1,024 tokens: what lanes would do if
+             threads of one process did not wait for its interpreter; a search does not run so
 """
 
 from __future__ import annotations

@@ -46,6 +46,10 @@ def test_threads_are_shared_out_and_a_lane_knows_whether_gradients_are_wanted():
     with torch.no_grad():
         assert set(lanes.run(lambda _: torch.is_grad_enabled(), range(4))) == {False}
     assert set(lanes.run(lambda _: torch.is_grad_enabled(), range(4))) == {True}
+    for _ in lanes.run(lambda _: torch.ones(100_000).exp().sum(), range(4)):
+        assert torch.get_num_threads() == 1  # the caller's own operations have no helpers meanwhile
+    assert torch.get_num_threads() == 4
+    assert set(lanes.run(lambda _: torch.get_num_threads(), range(4))) == {2}
     torch.set_num_threads(1)
     lanes.split(2)
     assert torch.get_num_threads() == 4  # sums of the caller round alike, whatever came before
@@ -56,7 +60,7 @@ def test_threads_are_shared_out_and_a_lane_knows_whether_gradients_are_wanted():
 
 
 def test_an_error_comes_when_no_lane_is_busy_any_more():
-    lanes, ended = Lanes(2), []
+    lanes, ended, threads = Lanes(2), [], torch.get_num_threads()
 
     def fail_first(number: int) -> None:
         if number == 0:
@@ -68,6 +72,7 @@ def test_an_error_comes_when_no_lane_is_busy_any_more():
         list(lanes.run(fail_first, range(9)))
     before = list(ended)
     assert len(before) < 8
+    assert torch.get_num_threads() == threads
     time.sleep(0.25)
     assert ended == before
 
