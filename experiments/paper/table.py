@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -319,7 +320,8 @@ def page(table: Table) -> str:
     """One self-contained page: the tables, and every column's intervals drawn."""
     settings = "; ".join(f"{name} {value}" for name, value in table.settings.items())
     note = '<p class="note">Tiny models and made rows: this says nothing of the methods.</p>'
-    body = [f"<h1>{html.escape(table.title)}</h1><p>{html.escape(settings)}</p>", note if table.demonstration else ""]
+    settings = re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(settings))
+    body = [f"<h1>{html.escape(table.title)}</h1><p>{settings}</p>", note if table.demonstration else ""]
     for group in table.groups:
         body.append(f"<h2>{html.escape(group)}</h2>" if group else "")
         body.append(_html_table(*score_rows(table, group)))
