@@ -6,7 +6,7 @@ Sides, all measured in each round of one run, on the same model, rows, precision
              each thread side by side ("in lanes"); a host takes the fastest
   in turn    one process, one shared backbone, a trial after the other
   stock CxT  stock Ray Tune: C trials at once, a process of T threads (or 1/C of the GPU) each, backbone kept in the
-             process, actors reused; each process runs our own engine with one trial in one lane
+             process, actors reused; each process runs our own engine with one trial, its batch in one pass
   apart CxT  on a CPU, the most trials fused in C such processes, in passes of 1,024 tokens: what lanes would do if
              threads of one process did not wait for its interpreter; a search does not run so
 """
@@ -171,6 +171,8 @@ def stock_trial(
     if key not in _kept:
         _kept.clear()
         _kept[key] = make_engine(cell.info, cell.data, fused, device, cell.precision)
+        if fused == 1:
+            _kept[key].limits.tokens_per_pass = None
     engine = _kept[key]
     slots = [engine.join(trial(cell.info, cell.batch_size, config["number"] * fused + i)) for i in range(fused)]
     forget_peak(engine.backbone.device)
