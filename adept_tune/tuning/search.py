@@ -529,6 +529,6 @@ def _planned(
             "raise it, or lower --max-steps, --finalists or --seeds"
         )
     settled = {"trials": trials, "max_steps": max_steps, "time_budget_s": budget, "retrain_s": expected.retrain_s}
-    settled |= {"slots": found.pop("num_slots"), "expected_s": expected.total_s - start_s, **found}
+    settled |= {"slots": found.pop("num_slots"), "expected_s": expected.search_s + expected.retrain_s, **found}
     settled |= {name: probed[name] for name in ("padded_share", "embedding_rms")}
     return draft.model_copy(update=settled), expected

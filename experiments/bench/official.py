@@ -17,9 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSeq2SeqLM
 from workload import (
-    DTYPES,
     PADDED,
     PRECISIONS,
     Timing,
@@ -34,6 +32,7 @@ from workload import (
     publish,
     scratch_folder,
     seconds,
+    stock_model,
     trial,
 )
 
@@ -129,7 +128,7 @@ def main() -> int:
             data, config = make_data(info, options.lengths), trial(info, options.batch_size)
             for precision in options.precisions:
                 engine = make_engine(info, data, 1, options.device, precision)
-                stock = AutoModelForSeq2SeqLM.from_pretrained(info.name, dtype=DTYPES[precision]).to(options.device)
+                stock = stock_model(info, options.device, precision)
                 theirs = their_step(stock, data, config, options.device)
                 ours = partial(engine.step, [engine.join(config)])
                 sides: dict[str, Callable[[], float]] = {

@@ -26,6 +26,7 @@ from workload import (
     publish,
     scratch_folder,
     seconds,
+    stock_model,
 )
 
 from adept_tune.backbones import Backbone, BackboneInfo, load_backbone
@@ -93,12 +94,7 @@ def whole_passes(
     info: BackboneInfo, name: str, precision: Precision, device: str, compiled: bool
 ) -> dict[str, Callable[[], float]]:
     """Passes of a model; each side makes some of different shapes."""
-    from transformers import AutoModelForSeq2SeqLM
-
-    ours = load_backbone(info, device, precision)
-    stock = AutoModelForSeq2SeqLM.from_pretrained(info.name, dtype=DTYPES[precision], attn_implementation="sdpa").to(
-        device
-    )
+    ours, stock = load_backbone(info, device, precision), stock_model(info, device, precision)
     batches = []
     for rows, length in PASSES[name]:
         embeds = torch.randn(rows, length, ours.d_model, device=device).requires_grad_()
@@ -144,7 +140,7 @@ def main() -> int:
     p.add_argument("--models", nargs="+", choices=PASSES, default=list(PASSES), help="of whole passes (default: all)")
     p.add_argument("--compile", action="store_true", help="torch.compile as well")
     options = prepared(p.parse_args())
-    rows = []
+    head, rows = ["there and back", "stock, ms", "ours, ms", "ours is faster"], []
 
     def measure(what: str, sides: dict[str, Callable[[], float]]) -> None:
         timings = in_turns(options.rounds, sides)
@@ -157,14 +153,13 @@ def main() -> int:
             measure(f"attention, {name}, {precision}", attentions(shape, DTYPES[precision], options.device))
         for name, dims in NORMS.items():
             measure(f"norm, {name}, {precision}", norms(dims, DTYPES[precision], options.device))
-    parts = [markdown(["there and back", "stock, ms", "ours, ms", "ours is faster"], rows)]
+    parts = [markdown(head, rows)]
     rows.clear()
     with scratch_folder() as scratch:
         for precision in PRECISIONS:
             for name in options.models:
                 sides = whole_passes(find_model(name, scratch), name, precision, options.device, options.compile)
                 measure(f"pass, {name}, {precision}", sides)
-    head = ["there and back", "stock, ms", "ours, ms", "ours is faster"]
     if options.compile:
         head = [*head[:3], "compiled, ms", head[3], "compiled is faster"]
     publish("What the parts of a pass cost", [*parts, markdown(head, rows)], options)

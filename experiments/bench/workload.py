@@ -65,6 +65,13 @@ def find_model(name: str, scratch: Path) -> BackboneInfo:
     return inspect_backbone(str(folder))
 
 
+def stock_model(info: BackboneInfo, device: str, precision: Precision) -> Any:
+    """A T5 as transformers has it, without the parts that are ours in a loaded backbone."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM.from_pretrained(info.name, dtype=DTYPES[precision]).to(device)
+
+
 def write_random(folder: Path, shape: dict[str, int]) -> None:
     """A T5 of a shape, with random weights and the demonstration's tokenizer."""
     from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
