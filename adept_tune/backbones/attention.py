@@ -1,7 +1,9 @@
-"""Attention on a CPU while gradients are wanted: plain matrix products.
+"""Attention with T5's bias: what is added to the scores is made once for all layers that share it.
 
-torch's fused kernel for a CPU is slow on the way back in bf16: of T5-small's shape it takes six times as long as the
-products do, both ways together (`experiments/bench/parts.py`). Where nothing is kept, on a GPU and in fp32, it stays.
+transformers makes it in every layer, of every row, head, query and key, and keeps each for the way back; on a GPU it is
+then copied once more wherever the keys are no multiple of eight. And on a CPU, torch's fused kernel is slow on the way
+back in bf16: of T5-small's shape it takes six times as long as plain products do, both ways together
+(`experiments/bench/parts.py`). Where nothing is kept, on a GPU and in fp32, the kernel stays.
 
 Shape legend: N rows, H heads, Q queries, K keys, D width of a head.
 """
@@ -10,18 +12,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-PRODUCTS = "adept_tune_products"
+NAME = "adept_tune"
+ALIGNED = 8  # entries from which the kernels of a GPU read a row of what is added
 
 
-def use_products(model: Any) -> None:
+def use_shared_bias(model: Any) -> None:
     """Let a model of transformers attend with `attend`."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(PRODUCTS, attend)
-    AttentionMaskInterface.register(PRODUCTS, sdpa_mask)
-    model.set_attn_implementation(PRODUCTS)
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):  # transformers 5.17 leaves out an encoder's and a decoder's own settings
+            part.set_attn_implementation(NAME)
 
 
 def attend(
@@ -36,7 +42,7 @@ def attend(
     position_bias: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """What `sdpa_attention_forward` of transformers answers, through products where these are faster.
+    """What `sdpa_attention_forward` of transformers answers, the faster way.
 
     A query that sees no key has the mean of the values.
 
@@ -59,14 +65,18 @@ def attend(
 
     causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
     (num_queries, width), num_keys = query_NHQD.shape[2:], key_NHKD.shape[2]
+    cut = causal and 1 < num_queries < num_keys
+    if position_bias is not None and not cut:
+        attention_mask = _added(position_bias, attention_mask, causal and num_queries > 1)
+        causal, position_bias = False, None
     if not (
         query_NHQD.device.type == "cpu"
         and torch.is_grad_enabled()
         and query_NHQD.dtype != torch.float32
-        and not (causal and 1 < num_queries < num_keys)
+        and not cut
         and others.get("softcap") is None
     ):
-        rest = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias} | others
+        rest = {"dropout": dropout, "scaling": scaling, "is_causal": causal, "position_bias": position_bias} | others
         answer: Tensor = sdpa_attention_forward(module, query_NHQD, key_NHKD, value_NHKD, attention_mask, **rest)[0]
         return answer, None
     groups = query_NHQD.shape[1] // key_NHKD.shape[1]
@@ -74,8 +84,6 @@ def attend(
     if scaling != 1.0:
         query_NHQD = query_NHQD * (width**-0.5 if scaling is None else scaling)
     score_NHQK = query_NHQD @ key_NHKD.transpose(2, 3)
-    if position_bias is not None:
-        score_NHQK += position_bias
     if causal and num_queries > 1:
         attention_mask = score_NHQK.new_ones(num_queries, num_keys, dtype=torch.bool).tril()
     if attention_mask is not None:
@@ -87,3 +95,22 @@ def attend(
         score_NHQK += attention_mask
     weight_NHQK = torch.nn.functional.dropout(score_NHQK.softmax(-1), dropout)
     return (weight_NHQK @ value_NHKD).transpose(1, 2).contiguous(), None
+
+
+def _added(bias: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Bias and mask in one, `(N or 1, H, Q, K)`; it stays with the bias, which the layers of a pass hand on."""
+    kept: tuple[Tensor | None, Tensor] | None = getattr(bias, "adept_tune_added", None)
+    if kept is not None and kept[0] is mask:
+        return kept[1]
+    num_queries, num_keys = bias.shape[2:]
+    seen = bias.new_ones(num_queries, num_keys, dtype=torch.bool).tril() if causal else mask
+    room = -num_keys % ALIGNED if bias.device.type == "cuda" else 0
+    if seen is None and not room:
+        return bias
+    added = pad(bias, (0, room))
+    if seen is not None:
+        seen = pad(seen, (0, room))
+        added = torch.where(seen, added, torch.finfo(bias.dtype).min) if seen.dtype == torch.bool else added + seen
+    added = added[..., :num_keys]
+    bias.adept_tune_added = mask, added  # type: ignore[attr-defined]
+    return added

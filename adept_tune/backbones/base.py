@@ -16,6 +16,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device; a GPU is not waited for, so that its next work is ready before it is done."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 class Backbone(ABC):
     """A frozen model: embeddings in, losses and greedy text out.
 
@@ -66,7 +71,7 @@ class Backbone(ABC):
             embeds_NSD: What the model reads; cast to its dtype.
             mask_NS: Bool, true where there is something to read.
             target_NT: Token ids, padded on the right, end token included.
-            target_mask_NT: Bool, true on real target tokens.
+            target_mask_NT: Bool, true on real target tokens; on the CPU, which has to know where they are.
 
         Returns:
             `(rows, target)` nats, float32 (float64 for a float64 backbone), zero on padding.
@@ -119,8 +124,10 @@ class Backbone(ABC):
 
     def _nll(self, hidden_NTD: Tensor, target_NT: Tensor, mask_NT: Tensor) -> Tensor:
         """Loss of each target token from the hidden state before it, zero on padding; logits only where a token is."""
-        nll = F.cross_entropy(self._logits(hidden_NTD[mask_NT]), target_NT[mask_NT], reduction="none")
-        return torch.zeros(target_NT.shape, dtype=nll.dtype, device=nll.device).masked_scatter(mask_NT, nll)
+        place_R = moved(mask_NT.flatten().nonzero()[:, 0], self.device)
+        hidden_RD, target_R = (part_NT.flatten(0, 1).index_select(0, place_R) for part_NT in (hidden_NTD, target_NT))
+        nll_R = F.cross_entropy(self._logits(hidden_RD), target_R, reduction="none")
+        return nll_R.new_zeros(target_NT.numel()).index_copy(0, place_R, nll_R).view(target_NT.shape)
 
     def _prefixed_cache(self, num_rows: int) -> Any:
         """A cache for the decoder's self-attention; where a prefix was trained into the model, it begins with it."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adept_tune.backbones.base import Backbone
+from adept_tune.backbones.base import Backbone, moved
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class DecoderOnly(Backbone):
         """See `Backbone`."""
         source_NSD, mask_NS = _to_the_right(embeds_NSD.to(self.dtype), mask_NS)
         whole = torch.cat([source_NSD, self.embed(target_NT[:, :-1])], dim=1)
-        mask = torch.cat([self._with_prefix(mask_NS), target_mask_NT[:, :-1]], dim=1)
+        mask = torch.cat([self._with_prefix(mask_NS), moved(target_mask_NT[:, :-1], self.device)], dim=1)
         hidden = self._run(whole, mask, None if self._prefix is None else self._prefixed_cache(len(mask)))
         return self._nll(hidden[:, source_NSD.shape[1] - 1 :], target_NT, target_mask_NT)
 
@@ -79,14 +79,15 @@ class DecoderOnly(Backbone):
         """One short pass a label over what was read."""
         num_rows = source.last_ND.shape[0]
         targets = [torch.tensor(label, device=self.device).expand(num_rows, -1) for label in labels]
-        return torch.stack([self.text_nll(source, ids, torch.ones_like(ids, dtype=torch.bool)) for ids in targets], 1)
+        every = [torch.ones(ids.shape, dtype=torch.bool) for ids in targets]
+        return torch.stack([self.text_nll(source, *target) for target in zip(targets, every, strict=True)], 1)
 
     @torch.no_grad()
     def text_nll(self, source: _Source, target_NT: Tensor, target_mask_NT: Tensor) -> Tensor:
         """See `Backbone`."""
         hidden_NTD = source.last_ND[:, None]
         if target_NT.shape[1] > 1:
-            more_NTD = self._go_on(source, target_NT[:, :-1], target_mask_NT[:, :-1])
+            more_NTD = self._go_on(source, target_NT[:, :-1], moved(target_mask_NT[:, :-1], self.device))
             hidden_NTD = torch.cat([hidden_NTD, more_NTD], dim=1)
             source.cache.crop(1 - target_NT.shape[1])
         return self._nll(hidden_NTD, target_NT, target_mask_NT).sum(1)

@@ -52,7 +52,7 @@ class EncoderDecoder(Backbone):
         """See `Backbone`. Vocabulary logits are made only where there is a target token."""
         from transformers import DynamicCache, EncoderDecoderCache
 
-        prefixed = self._prefix is not None
+        mask_NS, prefixed = self._seen(mask_NS), self._prefix is not None
         cache = EncoderDecoderCache(self._prefixed_cache(len(mask_NS)), DynamicCache()) if prefixed else None
         decoded_NTD = self.model.decoder(
             input_ids=self._begun(target_NT),
@@ -68,6 +68,7 @@ class EncoderDecoder(Backbone):
         """Run the encoder."""
         from transformers import DynamicCache
 
+        mask_NS = self._seen(mask_NS)
         return _Source(self._encode(embeds_NSD, mask_NS), mask_NS, DynamicCache(config=self.model.decoder.config))
 
     @torch.no_grad()
@@ -107,6 +108,10 @@ class EncoderDecoder(Backbone):
             inputs_embeds=embeds_NSD.to(self.dtype), attention_mask=mask_NS
         ).last_hidden_state
         return hidden
+
+    def _seen(self, mask_NS: Tensor) -> Tensor:
+        """The mask that transformers is given: on a GPU as its layers read it, else it waits to see what is in it."""
+        return mask_NS[:, None, None] if mask_NS.device.type == "cuda" else mask_NS
 
     def _cache(self, source: _Source) -> Any:
         """A fresh self-attention cache beside the source's own cross-attention one."""

@@ -160,7 +160,7 @@ def load_skeleton(info: BackboneInfo) -> Any:
 
 
 def load_backbone(info: BackboneInfo, device: str, precision: Precision = "fp32") -> Backbone:
-    """Load the weights, frozen, with an explicit dtype, and attention and norms that are fast where they are frozen.
+    """Load the weights, frozen, with an explicit dtype, and parts that are fast where they are frozen.
 
     `from_pretrained` is used because it compares what the file holds: transformers 5 ties an untied head (T5 v1.1,
     flan) when weights are loaded with `load_state_dict`.
@@ -174,10 +174,9 @@ def load_backbone(info: BackboneInfo, device: str, precision: Precision = "fp32"
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging as transformers_logging
 
-    from adept_tune.backbones.attention import use_products
     from adept_tune.backbones.decoder_only import DecoderOnly
     from adept_tune.backbones.encoder_decoder import EncoderDecoder
-    from adept_tune.backbones.norm import use_frozen_norms
+    from adept_tune.backbones.short_ways import use_short_ways
 
     if device == "cuda" and not torch.cuda.is_available():
         raise BackboneError("device cuda: there is no GPU here; use cpu")
@@ -201,8 +200,7 @@ def load_backbone(info: BackboneInfo, device: str, precision: Precision = "fp32"
         raise BackboneError(f"model {info.name}: its files lack {len(loaded['missing_keys'])} tensors, e.g. {missing}")
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
         raise BackboneError(f"model {info.name}: its weights hold NaN or infinity; the file is damaged")
-    use_products(model)
-    use_frozen_norms(model)
+    use_short_ways(model)
     if not info.is_decoder:
         return EncoderDecoder(model.to(device))
     eos_id = load_tokenizer(info).eos_token_id

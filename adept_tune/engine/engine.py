@@ -8,15 +8,15 @@ Shape legend: K trials of a step, N flat columns of a trial's tensors, T target 
 pass stand in `packing`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adept_tune.backbones.base import Backbone
+from adept_tune.backbones.base import Backbone, moved
 from adept_tune.engine.config import TrialConfig
 from adept_tune.engine.memory import Need, PassLimits
 from adept_tune.engine.optimizer import Rates, adamw, clip
@@ -179,7 +179,7 @@ class Engine:
             Halted: It was given up.
         """
         seats = [self._seat(slot) for slot in slots]
-        index_K = torch.tensor(slots, device=self._device)
+        index_K = self._moved(slots)
         loss_K, gradient_KN = self._gradients(seats, index_K)
         self._update(seats, index_K, loss_K, gradient_KN)
         for seat in seats:
@@ -200,7 +200,7 @@ class Engine:
         """
         seats = [self._seat(slot) for slot in slots]
         with torch.no_grad():
-            trained = self._trained(self._flat[0][torch.tensor(slots, device=self._device)], seats)
+            trained = self._trained(self._flat[0][self._moved(slots)], seats)
             return self._reader.evaluate(trained, self.data.validation, self._halted)
 
     def evaluate_sample(self, slots: Sequence[int]) -> float:
@@ -212,7 +212,7 @@ class Engine:
         whole = self.data.validation
         seats = [self._seat(slot) for slot in slots]
         sample = whole.take(np.arange(0, len(whole), max(1, len(whole) // 32)))
-        trained = self._trained(self._flat[0][torch.tensor(slots, device=self._device)], seats)
+        trained = self._trained(self._flat[0][self._moved(slots)], seats)
         self._reader.evaluate(trained, sample)
         prompts = max(seat.sizes.prompt_length for seat in seats)
         return float((sample.sources.lengths + prompts).sum() / (whole.sources.lengths + prompts).sum())
@@ -220,7 +220,7 @@ class Engine:
     def need(self, slot: int) -> Need:
         """Memory of a training pass, from two passes of a trial over the longest rows; nothing is trained."""
         seat, train = self._seat(slot), self.data.train
-        index_J = torch.tensor([slot], device=self._device)
+        index_J = self._moved([slot])
 
         def run(num_rows: int) -> int:
             rows = np.resize(np.argsort(-train.sources.lengths, kind="stable"), num_rows)
@@ -244,7 +244,7 @@ class Engine:
         num_tokens = [
             int(train.targets[s.config.labels].lengths[mine].sum()) for s, mine in zip(seats, rows, strict=True)
         ]
-        tokens_K = torch.tensor(num_tokens, dtype=self._dtype, device=self._device)
+        tokens_K = self._moved(num_tokens, self._dtype)
         prompt_lengths = [seat.sizes.prompt_length for seat in seats]
 
         def backward(pieces: Sequence[Piece]) -> tuple[Stack, Tensor, Tensor, Tensor]:
@@ -252,7 +252,7 @@ class Engine:
                 raise Halted
             with self.limits.making(self.backbone, *extent(pieces, train.sources.lengths)):
                 batch = stack(pieces, train.sources, self.data.pad_id, self._device)
-                trial_J = torch.tensor([piece.trial for piece in pieces], device=self._device)
+                trial_J = self._moved([piece.trial for piece in pieces])
                 here = [seats[piece.trial] for piece in pieces]
                 return batch, trial_J, *self._backward(here, pieces, batch, index_K[trial_J])
 
@@ -302,40 +302,38 @@ class Engine:
         configs = [seat.config for seat in seats]
         factors = [seat.config.rate_factor(seat.step) for seat in seats]
 
-        def column(values: Iterable[float]) -> Tensor:
-            return torch.tensor(list(values), dtype=self._dtype, device=self._device)
-
-        return Rates(
-            prompt_K=column(c.prompt_lr * f for c, f in zip(configs, factors, strict=True)),
-            offset_K=column(c.offset_lr * f for c, f in zip(configs, factors, strict=True)),
-            step_K=column(seat.step + 1 for seat in seats),
-            beta1_K=column(c.beta1 for c in configs),
-            beta2_K=column(c.beta2 for c in configs),
-            epsilon_K=column(c.epsilon for c in configs),
-            weight_decay_K=column(c.weight_decay for c in configs),
-            clip_norm_K=column(c.clip_norm or float("inf") for c in configs),
-        )
+        rates = {
+            "prompt_K": [c.prompt_lr * f for c, f in zip(configs, factors, strict=True)],
+            "offset_K": [c.offset_lr * f for c, f in zip(configs, factors, strict=True)],
+            "step_K": [seat.step + 1 for seat in seats],
+            "beta1_K": [c.beta1 for c in configs],
+            "beta2_K": [c.beta2 for c in configs],
+            "epsilon_K": [c.epsilon for c in configs],
+            "weight_decay_K": [c.weight_decay for c in configs],
+            "clip_norm_K": [c.clip_norm or float("inf") for c in configs],
+        }
+        return Rates(**dict(zip(rates, self._moved(list(rates.values()), self._dtype), strict=True)))
 
     def _keep(self, seats: Sequence[_Seat], batch: Stack) -> Tensor | None:
         """Dropout factors of a pass, or None where no trial drops anything."""
         if not self.method.has_dropout or all(seat.config.dropout == 0 for seat in seats):
             return None
         return keep_factors(
-            torch.tensor([seat.config.seed for seat in seats], device=self._device),
-            torch.tensor([seat.step for seat in seats], device=self._device),
+            self._moved([seat.config.seed for seat in seats]),
+            self._moved([seat.step for seat in seats]),
             batch.place_JB,
-            torch.tensor([seat.config.dropout for seat in seats], dtype=self._dtype, device=self._device),
+            self._moved([seat.config.dropout for seat in seats], self._dtype),
             batch.ids_JBS.shape[2],
             max(seat.sizes.width for seat in seats),
         )
 
     def _targets(self, seats: Sequence[_Seat], pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
-        """Target tokens of a pass and their mask; trials may differ in the texts of their labels."""
+        """Target tokens of a pass, and their mask on the CPU; trials may differ in the texts of their labels."""
         targets = self.data.train.targets
         parts = [(targets[seat.config.labels], piece.rows) for seat, piece in zip(seats, pieces, strict=True)]
         whole = Ragged.from_lists(ragged[row].tolist() for ragged, rows in parts for row in rows.tolist())
-        ids_PT, mask_PT = pad(whole, np.arange(len(whole)), self.data.pad_id)
-        return torch.from_numpy(ids_PT).to(self._device), torch.from_numpy(mask_PT).to(self._device)
+        ids_PT, mask_PT = map(torch.from_numpy, pad(whole, np.arange(len(whole)), self.data.pad_id))
+        return moved(ids_PT, self._device), mask_PT
 
     # -- flat matrices -------------------------------------------------------------------------------------------
 
@@ -345,8 +343,8 @@ class Engine:
         return Trained(
             tensors=self._layout.narrow(self._layout.views(flat_KN), longest, widest),
             stacking=Stacking(
-                torch.tensor([seat.sizes.prompt_length for seat in seats], device=self._device),
-                torch.tensor([seat.sizes.width for seat in seats], device=self._device),
+                self._moved([seat.sizes.prompt_length for seat in seats]),
+                self._moved([seat.sizes.width for seat in seats]),
             ),
             labels=tuple(seat.config.labels for seat in seats),
         )
@@ -384,6 +382,9 @@ class Engine:
 
     def _zeros(self, layout: Layout) -> Tensor:
         return torch.zeros(self.num_slots, layout.num_columns, dtype=self._dtype, device=self._device)
+
+    def _moved(self, values: Sequence[Any], dtype: torch.dtype | None = None) -> Tensor:
+        return moved(torch.tensor(values, dtype=dtype), self._device)
 
     def _unpacked(self, flat_N: Tensor, sizes: Sizes) -> dict[str, Tensor]:
         return {name: tensor.cpu() for name, tensor in self._layout.unpack(flat_N, sizes).items()}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from adept_tune.backbones.base import Backbone
+from adept_tune.backbones.base import Backbone, moved
 from adept_tune.engine.config import TrialConfig
 from adept_tune.engine.memory import Need, PassLimits, release
 from adept_tune.engine.order import batch_rows
@@ -241,9 +241,11 @@ class InModelEngine:
     def _nll(self, seat: _Seat, piece: Piece, batch: Stack) -> Tensor:
         """Negative log-likelihood of a pass's targets, summed."""
         targets = pad(self.data.train.targets[seat.config.labels], piece.rows, self.data.pad_id)
-        target_PT, target_mask_PT = (torch.from_numpy(array).to(self.backbone.device) for array in targets)
+        target_PT, target_mask_PT = map(torch.from_numpy, targets)
         embeds_PWD = seat.reader.embed(self._no_prompt(seat), batch)
-        nll_PT = seat.reader.backbone.target_nll(embeds_PWD, batch.mask_PW, target_PT, target_mask_PT)
+        nll_PT = seat.reader.backbone.target_nll(
+            embeds_PWD, batch.mask_PW, moved(target_PT, self.backbone.device), target_mask_PT
+        )
         return nll_PT.sum(dtype=self._dtype)
 
     def _update(self, seat: _Seat, loss: float, gradients: list[Tensor]) -> None:

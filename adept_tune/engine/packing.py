@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adept_tune.backbones.base import moved
 from adept_tune.tasks.tokens import Ragged, pad
 
 
@@ -180,4 +181,4 @@ def stack(pieces: Sequence[Piece], sources: Ragged, pad_id: int, device: torch.d
 
 
 def _tensor(array: NDArray, device: torch.device) -> Tensor:  # type: ignore[type-arg]  # ids and masks
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    return moved(torch.from_numpy(array), device)

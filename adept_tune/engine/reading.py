@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adept_tune.backbones.base import Backbone
+from adept_tune.backbones.base import Backbone, moved
 from adept_tune.engine.lanes import Lanes
 from adept_tune.engine.memory import TooLarge, release, splitting
 from adept_tune.engine.packing import Piece, Stack, extent, passes, stack
@@ -66,7 +66,7 @@ class Trained:
         if len(self.labels) == 1:
             return self
         trials = [piece.trial for piece in pieces]
-        index_J = torch.tensor(trials, device=self.stacking.width_K.device)
+        index_J = moved(torch.tensor(trials), self.stacking.width_K.device)
         tensors = {name: tensor.index_select(0, index_J) for name, tensor in self.tensors.items()}
         unused = tensors["prompt"].shape[1] - max(piece.prompt_length for piece in pieces)
         tensors["prompt"] = tensors["prompt"][:, unused:]
@@ -288,8 +288,8 @@ class Reader:
     def _text_loss(self, source: object, split: TokenSplit, row_P: NDArray[np.int64]) -> NDArray[np.float64]:
         """Losses `(P,)` of the first right answers."""
         padded = pad(next(iter(split.targets.values())), row_P, self._pad_id)
-        target_PT, mask_PT = (torch.from_numpy(part).to(self._backbone.device) for part in padded)
-        return self._backbone.text_nll(source, target_PT, mask_PT).double().cpu().numpy()
+        target_PT, mask_PT = map(torch.from_numpy, padded)
+        return self._backbone.text_nll(source, moved(target_PT, self._backbone.device), mask_PT).double().cpu().numpy()
 
 
 def _places(pieces: Sequence[Piece]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.integrations import sdpa_attention
 
-from adept_tune.backbones.attention import PRODUCTS, attend, use_products
+from adept_tune.backbones.attention import NAME, attend, use_shared_bias
 from adept_tune.backbones.decoder_only import DecoderOnly
 from adept_tune.backbones.encoder_decoder import EncoderDecoder
 from tests.support.decoders import tiny_decoder
@@ -97,8 +97,9 @@ def test_a_model_gives_the_same_losses_and_gradients(family):
         return EncoderDecoder(tiny_t5(torch.float64)) if family == "t5" else DecoderOnly(tiny_decoder(family), 1)
 
     kernel, products = backbone(), backbone()
-    use_products(products.model)
-    assert products.model.config._attn_implementation == PRODUCTS
+    use_shared_bias(products.model)
+    named = {part.config._attn_implementation for part in products.model.modules() if hasattr(part, "config")}
+    assert named == {NAME}
     mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
     target, target_mask = torch.tensor([[6, 7, 1], [8, 1, 0]]), torch.tensor([[True] * 3, [True, True, False]])
     embeds = torch.randn(2, 6, kernel.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -81,15 +81,13 @@ def made_engine(
     **options,
 ) -> Engine | InModelEngine:
     """An engine over a tiny T5, or another backbone, and the made task."""
-    from adept_tune.backbones.attention import use_products
     from adept_tune.backbones.codec import TokenizerCodec
     from adept_tune.backbones.encoder_decoder import EncoderDecoder
-    from adept_tune.backbones.norm import use_frozen_norms
+    from adept_tune.backbones.short_ways import use_short_ways
 
     dtype = dtype or torch.float32
     backbone = backbone or EncoderDecoder(model or tiny_t5(dtype=dtype))
-    use_products(backbone.model)  # as a loaded one
-    use_frozen_norms(backbone.model)
+    use_short_ways(backbone.model)  # as a loaded one
     data, lanes = made_data(), Lanes(num_lanes)
 
     def reader_over(driven):
