@@ -1,9 +1,8 @@
 """Attention with T5's bias: what is added to the scores is made once for all layers that share it.
 
-transformers makes it in every layer, of every row, head, query and key, and keeps each for the way back; on a GPU it is
-then copied once more wherever the keys are no multiple of eight. And on a CPU, torch's fused kernel is slow on the way
-back in bf16: of T5-small's shape it takes six times as long as plain products do, both ways together
-(`experiments/bench/parts.py`). Where nothing is kept, on a GPU and in fp32, the kernel stays.
+transformers makes it in every layer, of every row, head, query and key, and keeps each for the way back. And on a CPU,
+torch's fused kernel is slow on the way back in bf16: of T5-small's shape it takes six times as long as plain products
+do, both ways together (`experiments/bench/parts.py`). Where nothing is kept, on a GPU and in fp32, the kernel stays.
 
 Shape legend: N rows, H heads, Q queries, K keys, D width of a head.
 """
@@ -12,10 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 NAME = "adept_tune"
-ALIGNED = 8  # entries from which the kernels of a GPU read a row of what is added
 
 
 def use_shared_bias(model: Any) -> None:
@@ -104,13 +101,9 @@ def _added(bias: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         return kept[1]
     num_queries, num_keys = bias.shape[2:]
     seen = bias.new_ones(num_queries, num_keys, dtype=torch.bool).tril() if causal else mask
-    room = -num_keys % ALIGNED if bias.device.type == "cuda" else 0
-    if seen is None and not room:
+    if seen is None:
         return bias
-    added = pad(bias, (0, room))
-    if seen is not None:
-        seen = pad(seen, (0, room))
-        added = torch.where(seen, added, torch.finfo(bias.dtype).min) if seen.dtype == torch.bool else added + seen
-    added = added[..., :num_keys]
+    added = torch.where(seen, bias, torch.finfo(bias.dtype).min) if seen.dtype == torch.bool else bias + seen
+    added = added.contiguous()  # transformers' bias has its heads last, and no fused kernel reads that
     bias.adept_tune_added = mask, added  # type: ignore[attr-defined]
     return added

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class Backbone(ABC):
         device: Where the weights are.
         dtype: What the weights and activations are held in.
         model: The transformers model.
+        may_replay: Whether `target_nll` never asks the device for a number, so that a CUDA graph can be made of it.
         eos_id: Token that ends a target.
         pad_id: Token that fills short rows.
     """
@@ -43,6 +44,7 @@ class Backbone(ABC):
     eos_id: int
     pad_id: int
     model: Any
+    may_replay: ClassVar[bool] = False
 
     @abstractmethod
     def over(self, model: Any) -> "Backbone":
@@ -124,10 +126,14 @@ class Backbone(ABC):
 
     def _nll(self, hidden_NTD: Tensor, target_NT: Tensor, mask_NT: Tensor) -> Tensor:
         """Loss of each target token from the hidden state before it, zero on padding; logits only where a token is."""
-        place_R = moved(mask_NT.flatten().nonzero()[:, 0], self.device)
-        hidden_RD, target_R = (part_NT.flatten(0, 1).index_select(0, place_R) for part_NT in (hidden_NTD, target_NT))
-        nll_R = F.cross_entropy(self._logits(hidden_RD), target_R, reduction="none")
-        return nll_R.new_zeros(target_NT.numel()).index_copy(0, place_R, nll_R).view(target_NT.shape)
+        hidden_RD, target_R = hidden_NTD.flatten(0, 1), target_NT.flatten()
+        place_R = None if bool(mask_NT.all()) else moved(mask_NT.flatten().nonzero()[:, 0], self.device)
+        if place_R is not None:
+            hidden_RD, target_R = hidden_RD.index_select(0, place_R), target_R.index_select(0, place_R)
+        nll = F.cross_entropy(self._logits(hidden_RD), target_R, reduction="none")
+        if place_R is not None:
+            nll = nll.new_zeros(target_NT.numel()).index_copy(0, place_R, nll)
+        return nll.view(target_NT.shape)
 
     def _prefixed_cache(self, num_rows: int) -> Any:
         """A cache for the decoder's self-attention; where a prefix was trained into the model, it begins with it."""

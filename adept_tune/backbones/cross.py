@@ -46,7 +46,7 @@ class ShortCrossAttention(T5Attention):  # type: ignore[misc]  # transformers ha
             and position_bias is None
             and past_key_values is None
             and 2 * self.n_heads * hidden_states.shape[1] < self.d_model
-            and all(type(layer) is nn.Linear and not layer.weight.requires_grad for layer in (self.k, self.v))
+            and all(map(_is_frozen_product, (self.k, self.v)))
         ):
             answer: tuple[Tensor, Tensor | None, None] = super().forward(
                 hidden_states, mask, key_value_states, position_bias, past_key_values, **others
@@ -70,3 +70,8 @@ class ShortCrossAttention(T5Attention):  # type: ignore[misc]  # transformers ha
         value_HPW = found_HPD @ value_HWD.transpose(1, 2)
         value_NTD = value_HPW.transpose(0, 1).reshape(num_rows, num_tokens, -1)
         return self.o(value_NTD), None, None
+
+
+def _is_frozen_product(layer: nn.Module) -> bool:
+    """Whether a layer multiplies by its weight, which is not trained, and does nothing else."""
+    return type(layer) is nn.Linear and layer.bias is None and not layer.weight.requires_grad

@@ -1,7 +1,7 @@
 """T5-family encoder-decoders. Shape legend: see `base`."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class EncoderDecoder(Backbone):
     Args:
         model: A loaded `T5ForConditionalGeneration` (or a class with the same parts).
     """
+
+    may_replay: ClassVar[bool] = True
 
     def __init__(self, model: Any) -> None:
         self.model = model.eval().requires_grad_(False)

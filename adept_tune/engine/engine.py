@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adept_tune.backbones.base import Backbone, moved
 from adept_tune.engine.config import TrialConfig
+from adept_tune.engine.graphs import PassGraphs, nll_and_gradient
 from adept_tune.engine.memory import Need, PassLimits
 from adept_tune.engine.optimizer import Rates, adamw, clip
 from adept_tune.engine.order import batch_rows
@@ -61,6 +62,9 @@ class Engine:
             that was here before.
         halted: Asked between two passes; where it says yes, a step or an evaluation is given up.
         start: Tensors of an adapter that trials start from; None starts them from nothing.
+
+    Attributes:
+        graphs: Replays passes on a GPU; None launches them one operation after another.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Engine:
         self.method = method
         self.data = data
         self.limits = PassLimits(reader.lanes, tokens_per_pass)
+        self.graphs = PassGraphs(backbone) if backbone.device.type == "cuda" and backbone.may_replay else None
         self._reader = reader
         self._dtype = dtype
         self._halted = halted
@@ -254,32 +259,40 @@ class Engine:
                 batch = stack(pieces, train.sources, self.data.pad_id, self._device)
                 trial_J = self._moved([piece.trial for piece in pieces])
                 here = [seats[piece.trial] for piece in pieces]
-                return batch, trial_J, *self._backward(here, pieces, batch, index_K[trial_J])
+                graphs = None if self.limits.recomputing else self.graphs
+                return batch, trial_J, *self._backward(here, pieces, batch, index_K[trial_J], graphs)
 
         def all_passes() -> tuple[Tensor, Tensor]:
             nll_K = torch.zeros(len(seats), dtype=self._dtype, device=self._device)
             gradient_KN = torch.zeros(len(seats), self._layout.num_columns, dtype=self._dtype, device=self._device)
             lanes = self.limits.lanes
-            cut = passes(rows, prompt_lengths, train.sources.lengths, self.limits.tokens_per_pass, lanes.count)
+            most, even = self.limits.tokens_per_pass, self.graphs is not None
+            cut = passes(rows, prompt_lengths, train.sources.lengths, most, lanes.count, even)
             for batch, trial_J, nll_J, gradient_JN in lanes.run(backward, cut):
                 nll_K.index_add_(0, trial_J, nll_J)
                 gradient_KN.index_add_(0, trial_J, gradient_JN)
                 self._tally.add(batch)
             return nll_K / tokens_K, gradient_KN / tokens_K[:, None]
 
-        return self.limits.keep(self.backbone, all_passes)
+        return self.limits.keep(self.backbone, all_passes, self.graphs.forget if self.graphs else None)
 
     def _backward(
-        self, seats: Sequence[_Seat], pieces: Sequence[Piece], batch: Stack, index_J: Tensor
+        self,
+        seats: Sequence[_Seat],
+        pieces: Sequence[Piece],
+        batch: Stack,
+        index_J: Tensor,
+        graphs: PassGraphs | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Summed losses `(J,)` and their gradients `(J, N)` of one pass."""
         leaf_JN = self._flat[0].index_select(0, index_J).requires_grad_()
         embeds_PWD = self._reader.embed(self._trained(leaf_JN, seats), batch, self._keep(seats, batch))
         target_PT, target_mask_PT = self._targets(seats, pieces)
-        nll_PT = self.backbone.target_nll(embeds_PWD, batch.mask_PW, target_PT, target_mask_PT)
-        nll_J = leaf_JN.new_zeros(len(pieces)).index_add(0, batch.piece_P, nll_PT.sum(1).to(self._dtype))
-        (gradient_JN,) = torch.autograd.grad(nll_J.sum(), leaf_JN)
-        return nll_J.detach(), gradient_JN
+        asked = embeds_PWD, batch.mask_PW, target_PT, target_mask_PT
+        nll_PT, gradient_PWD = graphs.run(*asked) if graphs else nll_and_gradient(self.backbone, *asked)
+        nll_J = leaf_JN.new_zeros(len(pieces)).index_add_(0, batch.piece_P, nll_PT.sum(1).to(self._dtype))
+        (gradient_JN,) = torch.autograd.grad(embeds_PWD, leaf_JN, gradient_PWD)
+        return nll_J, gradient_JN
 
     def _update(self, seats: Sequence[_Seat], index_K: Tensor, loss_K: Tensor, gradient_KN: Tensor) -> None:
         """Clip and update; a trial whose loss or gradient is not finite keeps its numbers and is marked."""

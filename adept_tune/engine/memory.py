@@ -81,8 +81,13 @@ class PassLimits:
         another_way = self.lanes.count > 1 or (backbone.may_recompute and not self._recompute)
         return splitting(num_rows, num_tokens, another_way)
 
-    def keep(self, backbone: Backbone, passes: Callable[[], A]) -> A:
-        """Make all passes of a step, and where one does not fit, all of them anew within less."""
+    @property
+    def recomputing(self) -> bool:
+        """Whether passes are made with gradient checkpointing."""
+        return self._recompute
+
+    def keep(self, backbone: Backbone, passes: Callable[[], A], forget: Callable[[], None] | None = None) -> A:
+        """Make all passes of a step, and where one does not fit, forget what can be, and make all anew within less."""
         given = self.tokens_per_pass
         while True:
             try:
@@ -95,6 +100,8 @@ class PassLimits:
                     self.tokens_per_pass = large.num_tokens // 2
                 else:
                     self._recompute, self.tokens_per_pass = True, given
+            if forget is not None:
+                forget()
             release(backbone.device)
 
 

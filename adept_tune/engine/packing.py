@@ -4,7 +4,7 @@ The rows of all trials of a step, or of an evaluation, are put in order of their
 passes. A pass then pads little, however much prompts and texts differ, and no trial's batch is another for it.
 
 Shape legend: J pieces of a pass, B rows of its widest piece, S source tokens of its longest row, P rows of the pass,
-W tokens of its longest row with the prompt.
+W tokens of its longest row with the prompt, on a GPU a multiple of eight.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from adept_tune.backbones.base import moved
 from adept_tune.tasks.tokens import Ragged, pad
+
+ALIGNED = 8  # tokens: a GPU's kernels for attention and products are made for such rows, and fewer shapes recur more
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def passes(
     lengths: NDArray[np.int64],
     tokens_per_pass: int | None,
     num_lanes: int = 1,
+    even: bool = False,
 ) -> Iterator[list[Piece]]:
     """Cut the rows of some trials into passes.
 
@@ -102,6 +105,7 @@ def passes(
         lengths: Source length of each row of the split.
         tokens_per_pass: Most tokens of a pass, padding included, where it has more than one row; None makes one pass.
         num_lanes: Passes that run at a time. Where rows allow it there are a multiple of so many, of like size.
+        even: Give all passes as many rows, but for one: their shapes recur.
 
     Yields:
         One piece for each trial that has rows in the pass, in the order of the trials.
@@ -112,7 +116,9 @@ def passes(
     row_N = np.concatenate(rows)
     length_N = lengths[row_N] + np.repeat(np.asarray(prompt_lengths), sizes)
     order_N = np.lexsort((trial_N, length_N))
-    for chosen in np.split(order_N, _even_cuts(length_N[order_N], tokens_per_pass, num_lanes)):
+    ascending = length_N[order_N]
+    cuts = _equal_cuts(ascending, tokens_per_pass) if even else _lane_cuts(ascending, tokens_per_pass, num_lanes)
+    for chosen in np.split(order_N, cuts):
         chosen.sort()  # by trial, and by place within a trial
         trials, begins = np.unique(trial_N[chosen], return_index=True)
         yield [
@@ -121,7 +127,18 @@ def passes(
         ]
 
 
-def _even_cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None, num_lanes: int) -> list[int]:
+def _equal_cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None) -> list[int]:
+    """Where to cut rows of ascending lengths for the fewest passes of equal rows within a limit."""
+    num_rows = len(ascending)
+    for num_passes in range(1, num_rows + 1):
+        ends = [num_rows * (i + 1) // num_passes for i in range(num_passes)]
+        sizes = np.diff([0, *ends])
+        if tokens_per_pass is None or int((sizes * ascending[np.array(ends) - 1]).max()) <= tokens_per_pass:
+            break
+    return ends[:-1]
+
+
+def _lane_cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None, num_lanes: int) -> list[int]:
     """Where to cut rows of ascending lengths for lanes that all are to be busy to the end."""
     cuts = _cuts(ascending, tokens_per_pass)
     if num_lanes == 1:
@@ -165,9 +182,9 @@ def stack(pieces: Sequence[Piece], sources: Ragged, pad_id: int, device: torch.d
         return _tensor(values.reshape(len(pieces), widest, *values_P.shape[1:]), device)
 
     length_P = mask_PS.sum(1) + prompts[piece_P]
-    column_W = np.arange(length_P.max())
+    column_W = np.arange(-(-length_P.max() // ALIGNED) * ALIGNED if device.type == "cuda" else length_P.max())
     column_PW = (longest - prompts[piece_P])[:, None] + column_W
-    ready = len(row_P) == len(pieces) * widest and prompts.min() == longest
+    ready = len(row_P) == len(pieces) * widest and prompts.min() == longest and len(column_W) == num_columns
     column_PW = row_P[:, None] * num_columns + column_PW.clip(max=num_columns - 1)
     return Stack(
         spread(ids_PS, pad_id),

@@ -29,6 +29,7 @@ Split = Literal["validation", "test"]
 
 STOPPED = "the search was stopped"
 LONG_S = 2.0  # of all trials' step; one tells as much as several short ones
+SETTLING_STEPS = 8  # of a GPU before its steps are timed: shapes of passes that recur are captured meanwhile
 
 
 @dataclass(frozen=True)
@@ -502,12 +503,12 @@ def _seated(engine: "Engine", trial: "TrialConfig", company: int) -> "Iterator[l
 
 
 def _within_memory(engine: "Engine", trial: "TrialConfig", limits: Sequence[int | None]) -> list[int | None]:
-    """Limits that a tenth of the free memory is left beside, as two passes tell; what is told is told once."""
+    """Limits that fit free memory twice, with a tenth left, as two passes tell: a pass and what replays one."""
     from adept_tune.engine.memory import free_bytes, ran_out
 
     try:
         with _seated(engine, trial, 1) as (slot,):
-            most = engine.need(slot).tokens_within(0.9 * free_bytes(engine.backbone.device))
+            most = engine.need(slot).tokens_within(0.45 * free_bytes(engine.backbone.device))
     except Exception as error:
         if not ran_out(error):
             raise
@@ -532,6 +533,8 @@ def _timed(
     with _seated(engine, trial, company) as slots:
         engine.num_tokens()  # starts them anew
         first_s = _step_s(engine, slots, 1)  # pays for allocations
+        if engine.backbone.device.type == "cuda":
+            _step_s(engine, slots, SETTLING_STEPS)
         hopeless = step_s is not None and first_s > 2 * step_s
         told_s = first_s if hopeless else _step_s(engine, slots, 1 if first_s * company > LONG_S else num_steps)
         real, read = engine.num_tokens()

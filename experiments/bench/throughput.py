@@ -6,9 +6,13 @@ Sides, all measured in each round of one run, on the same model, rows, precision
              each thread side by side ("in lanes"); a host takes the fastest
   in turn    one process, one shared backbone, a trial after the other
   stock CxT  stock Ray Tune: C trials at once, a process of T threads (or 1/C of the GPU) each, backbone kept in the
-             process, actors reused; each process runs our own engine with one trial, its batch in one pass
+             process; the model as transformers has it, each operation launched by itself; the batch in one pass, rows
+             padded to its longest, one optimizer step in a handful of operations, as ours are
+  alone CxT  the same with the parts of a model that are ours, and on a GPU with passes replayed as ours are: what
+             fusing adds to these
   apart CxT  on a CPU, the most trials fused in C such processes, in passes of 1,024 tokens: what lanes would do if
              threads of one process did not wait for its interpreter; a search does not run so
+The last three are processes of one run of Ray Tune, which take their turns while the others wait.
 """
 
 from __future__ import annotations
@@ -28,12 +32,10 @@ from typing import Any
 import torch
 from workload import (
     PRECISIONS,
-    WARM_UP_STEPS,
     Timing,
     busy,
     count_flops,
     find_model,
-    in_turns,
     machine_peak,
     make_data,
     make_engine,
@@ -44,14 +46,16 @@ from workload import (
     publish,
     scratch_folder,
     seconds,
+    stock_model,
     synchronize,
     trial,
+    warm_up_steps,
 )
 
 from adept_tune.backbones import BackboneInfo
 from adept_tune.backbones.load import Precision
 from adept_tune.engine.engine import Engine
-from adept_tune.engine.memory import forget_peak, peak_bytes
+from adept_tune.engine.memory import forget_peak, peak_bytes, release
 from adept_tune.tasks.tokens import TaskData
 from adept_tune.tuning.search import TOKENS_PER_PASS
 
@@ -61,6 +65,7 @@ FULL = {
     "cuda": (["demo", "t5-small", "t5-base", "t5-large"], ["cola", "rte", "padded-256"]),
 }
 GPU_FRACTIONS = (1, 2, 4, 8)
+MEETING_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -109,9 +114,10 @@ def fused_sides(cell: Cell, options: argparse.Namespace, costs: dict[str, Cost])
                 engine.step(some)
 
         forget_peak(engine.backbone.device)
-        flops = costs[name].flops if name in costs else count_flops(step) / count  # sees this thread alone
+        flops = costs[name].flops if name in costs else flops_of(engine, step) / count  # sees this thread alone
         engine.limits.lanes.split(num_lanes)
-        step()
+        for _ in range(warm_up_steps(options.device)):
+            step()
         engine.num_tokens()  # starts them anew
         step_s = seconds(options.device, step, max(1, options.trial_steps // count))
         real, read = engine.num_tokens()
@@ -121,11 +127,46 @@ def fused_sides(cell: Cell, options: argparse.Namespace, costs: dict[str, Cost])
     return {way[0]: (lambda w=way: rate(*w)) for way in ways}  # type: ignore[misc]
 
 
+def flops_of(engine: Engine, step: Callable[[], None]) -> int:
+    """Operations of a step, each launched by itself: what is replayed cannot be counted."""
+    graphs, engine.graphs = engine.graphs, None
+    forward = engine.backbone.target_nll
+    # torch's counter follows gradients to a module's inputs, and these must not be where the gradient ends.
+    engine.backbone.target_nll = lambda embeds, *rest: forward(embeds.view_as(embeds), *rest)  # type: ignore[method-assign]
+    try:
+        return count_flops(step)
+    finally:
+        engine.graphs = graphs
+        del engine.backbone.target_nll
+
+
 def outside(cell: Cell, options: argparse.Namespace) -> float:
-    """Share of a step of most trials that is spent outside the model's forward and the backward pass, on a CPU."""
+    """Share of a packed step of most trials that is spent outside the model's forward and its way back."""
     engine = make_engine(cell.info, cell.data, max(options.trials), options.device, cell.precision)
     slots = [engine.join(trial(cell.info, cell.batch_size, number)) for number in range(max(options.trials))]
-    engine.step(slots)
+    for _ in range(warm_up_steps(options.device)):
+        engine.step(slots)
+    return replayed_outside(engine, slots) if engine.graphs else launched_outside(engine, slots)
+
+
+def replayed_outside(engine: Engine, slots: list[int]) -> float:
+    """Of a GPU: a step's passes are replayed once more without the rest of it."""
+    graphs, asked = engine.graphs, list[tuple[torch.Tensor, ...]]()
+    assert graphs is not None
+    run = graphs.run
+
+    def noted(*question: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(question)
+        return run(*question)
+
+    graphs.run = noted  # type: ignore[method-assign, assignment]
+    step_s = seconds("cuda", lambda: engine.step(slots), 10)
+    graphs.run = run  # type: ignore[method-assign]
+    return 1 - seconds("cuda", lambda: [run(*question) for question in asked]) / 10 / step_s
+
+
+def launched_outside(engine: Engine, slots: list[int]) -> float:
+    """Of a CPU: what is called of the model is timed."""
     inside = 0.0
 
     def timed(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,7 +183,7 @@ def outside(cell: Cell, options: argparse.Namespace) -> float:
     forward, backward = engine.backbone.target_nll, torch.autograd.grad
     engine.backbone.target_nll, torch.autograd.grad = timed(forward), timed(backward)  # type: ignore[method-assign]
     try:
-        step_s = seconds(options.device, lambda: engine.step(slots))
+        step_s = seconds("cpu", lambda: engine.step(slots))
         return 1 - inside / step_s
     finally:
         torch.autograd.grad = backward
@@ -150,104 +191,113 @@ def outside(cell: Cell, options: argparse.Namespace) -> float:
 
 # -- stock Ray Tune --------------------------------------------------------------------------------------------------
 
-_kept: dict[str, Engine] = {}  # the backbone that a process keeps from trial to trial
+
+@dataclass(frozen=True)
+class Phase:
+    """What some processes do while the others wait: each steps so many fused trials."""
+
+    name: str
+    count: int
+    threads: int
+    fused: int = 1
+    stock: bool = False
 
 
-def stock_trial(
-    config: dict[str, Any],
-    cell: Cell,
-    device: str,
-    threads: int,
-    window_s: float,
-    meeting: str,
-    count: int,
-    fused: int,
-) -> None:
-    """A process's trial, or some: wait until all processes are ready, then step for a while and report the rate."""
+def phases_of(options: argparse.Namespace) -> list[Phase]:
+    """All numbers of processes: on a CPU they divide the threads."""
+    cpu, threads = options.device == "cpu", options.threads
+    counts = [n for n in range(1, threads + 1) if threads % n == 0] if cpu else GPU_FRACTIONS
+    shares = [(count, threads // count if cpu else 1) for count in counts]
+    phases = [Phase(f"stock {n}x{t}", n, t, stock=True) for n, t in shares]
+    phases += [Phase(f"alone {n}x{t}", n, t) for n, t in shares]
+    count, each = shares[-1]
+    if cpu and (fused := max(options.trials) // count) > 1:
+        phases.append(Phase(f"apart {count}x{each}", count, each, fused))
+    return phases
+
+
+def phase_engine(cell: Cell, device: str, phase: Phase) -> Engine:
+    """What a process steps in a phase."""
+    engine = make_engine(cell.info, cell.data, phase.fused, device, cell.precision)
+    if phase.fused == 1:
+        engine.limits.tokens_per_pass = None
+    if phase.stock:
+        engine.backbone.model = stock_model(cell.info, device, cell.precision)
+        engine.graphs = None
+    return engine
+
+
+def take_part(config: dict[str, Any], cell: Cell, device: str, phases: list[Phase], window_s: float, room: str) -> None:
+    """A process of Ray Tune: step in every phase that it is in, from when all are ready, and report the rates."""
     from ray import tune
 
-    torch.set_num_threads(threads)
-    key = f"{cell.info.name} {cell.precision} {fused}"
-    if key not in _kept:
-        _kept.clear()
-        _kept[key] = make_engine(cell.info, cell.data, fused, device, cell.precision)
-        if fused == 1:
-            _kept[key].limits.tokens_per_pass = None
-    engine = _kept[key]
-    slots = [engine.join(trial(cell.info, cell.batch_size, config["number"] * fused + i)) for i in range(fused)]
-    forget_peak(engine.backbone.device)
-    for _ in range(WARM_UP_STEPS):
-        engine.step(slots)
-    synchronize(device)
-    (Path(meeting) / uuid.uuid4().hex).touch()
-    while sum(1 for _ in Path(meeting).iterdir()) < count:
+    found: dict[str, tuple[float, float]] = {}
+    engines: dict[tuple[int, bool], Engine] = {}
+    for phase in phases:
+        if config["number"] < phase.count:
+            torch.set_num_threads(phase.threads)
+            kind = phase.fused, phase.stock
+            engine = engines[kind] = engines.get(kind) or phase_engine(cell, device, phase)
+            slots = [
+                engine.join(trial(cell.info, cell.batch_size, config["number"] * phase.fused + i))
+                for i in range(phase.fused)
+            ]
+            for _ in range(warm_up_steps(device)):
+                engine.step(slots)
+            forget_peak(engine.backbone.device)
+            synchronize(device)
+            meet(Path(room) / f"{phase.name} ready", phase.count)
+            begun, steps = time.perf_counter(), 0
+            while time.perf_counter() - begun < window_s:
+                engine.step(slots)
+                steps += 1
+            synchronize(device)
+            rate = phase.fused * steps / (time.perf_counter() - begun)
+            found[phase.name] = rate, peak_bytes(engine.backbone.device) / 2**30
+            for slot in slots:
+                engine.leave(slot)
+            release(torch.device(device))
+        meet(Path(room) / f"{phase.name} done", max(phase.count for phase in phases))
+    tune.report({"found": found})
+
+
+def meet(place: Path, count: int) -> None:
+    """Wait until so many processes are here.
+
+    Raises:
+        TimeoutError: They do not come.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    (place / uuid.uuid4().hex).touch()
+    begun = time.monotonic()
+    while sum(1 for _ in place.iterdir()) < count:
+        if time.monotonic() - begun > MEETING_S:
+            raise TimeoutError(f"{place.name}: not all came in {MEETING_S} s")
         time.sleep(0.01)
-    begun, steps = time.perf_counter(), 0
-    while time.perf_counter() - begun < window_s:
-        engine.step(slots)
-        synchronize(device)
-        steps += 1
-    rate = fused * steps / (time.perf_counter() - begun)
-    for slot in slots:
-        engine.leave(slot)
-    tune.report({"rate": rate, "memory": peak_bytes(engine.backbone.device) / 2**30})
 
 
-def stock_rate(
-    name: str,
-    cell: Cell,
-    options: argparse.Namespace,
-    scratch: Path,
-    costs: dict[str, Cost],
-    count: int,
-    threads: int,
-    fused: int = 1,
-) -> float:
-    """Trial-steps a second of stock Ray Tune with some processes at once."""
+def process_rates(cell: Cell, options: argparse.Namespace, scratch: Path, costs: dict[str, Cost]) -> dict[str, float]:
+    """Trial-steps a second of all phases."""
     from ray import tune
 
-    meeting = scratch / uuid.uuid4().hex
-    meeting.mkdir()
-    trainable = tune.with_parameters(
-        stock_trial,
-        cell=cell,
-        device=options.device,
-        threads=threads,
-        window_s=options.window_s,
-        meeting=str(meeting),
-        count=count,
-        fused=fused,
-    )
+    phases, room = phases_of(options), scratch / uuid.uuid4().hex
+    count = max(phase.count for phase in phases)
+    settings = {"device": options.device, "phases": phases, "window_s": options.window_s, "room": str(room)}
+    trainable = tune.with_parameters(take_part, cell=cell, **settings)
     share = {"gpu": 1 / count} if options.device == "cuda" else {}
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": (os.cpu_count() or 1) / count} | share),
         param_space={"number": tune.grid_search(list(range(count)))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=count, reuse_actors=True),
+        tune_config=tune.TuneConfig(max_concurrent_trials=count),
         run_config=tune.RunConfig(storage_path=str(scratch / "ray"), verbose=0),
     )
     results = tuner.fit()
     if results.num_errors:
         raise SystemExit(f"stock Ray Tune, {count} trials at once: {results.errors[0]}")
-    costs[name] = Cost(sum(result.metrics["memory"] for result in results))
-    return float(sum(result.metrics["rate"] for result in results))
-
-
-def stock_sides(
-    cell: Cell, options: argparse.Namespace, scratch: Path, costs: dict[str, Cost]
-) -> dict[str, Callable[[], float]]:
-    """One side for each number of processes; on a CPU they divide the threads, and the most are fused as well."""
-    if options.device == "cuda":
-        ways = [(f"stock {count}x1", count, 1, 1) for count in GPU_FRACTIONS]
-    else:
-        ways = [(f"stock {n}x{options.threads // n}", n, options.threads // n, 1) for n in _divisors(options.threads)]
-        _, count, threads, _ = ways[-1]
-        if (fused := max(options.trials) // count) > 1:
-            ways.append((f"apart {count}x{threads}", count, threads, fused))
-    return {way[0]: (lambda w=way: stock_rate(w[0], cell, options, scratch, costs, *w[1:])) for way in ways}  # type: ignore[misc]
-
-
-def _divisors(number: int) -> list[int]:
-    return [count for count in range(1, number + 1) if number % count == 0]
+    found = [result.metrics["found"] for result in results]
+    for phase in phases:
+        costs[phase.name] = Cost(sum(one[phase.name][1] for one in found if phase.name in one))
+    return {phase.name: sum(one[phase.name][0] for one in found if phase.name in one) for phase in phases}
 
 
 # -- the table -------------------------------------------------------------------------------------------------------
@@ -257,44 +307,50 @@ def measure(cell: Cell, options: argparse.Namespace, scratch: Path) -> str:
     """Every side of one cell, and what follows from them."""
     costs: dict[str, Cost] = {}
     ours = fused_sides(cell, options, costs)
-    stock = stock_sides(cell, options, scratch, costs)
+    found: dict[str, list[float]] = {name: [] for name in ours}
     with busy(options.beside):
-        timings = in_turns(options.rounds, ours | stock)
+        for _ in range(options.rounds):
+            for name, side in ours.items():
+                found[name].append(side())
+            for name, rate in process_rates(cell, options, scratch, costs).items():
+                found.setdefault(name, []).append(rate)
+    timings = {name: Timing(tuple(rates)) for name, rates in found.items()}
     peak = machine_peak(options.device, cell.precision)
-    apart = [name for name in stock if name.startswith("apart")]
     rows = []
     for name, timing in timings.items():
-        same = costs[name if name in ours else "in turn"]  # the process of a stock trial runs the same step
-        share = timing.median * same.flops / peak
-        told = ("–", "–") if name in apart else (f"{same.padded:.0%}", f"{share:.0%}")
+        if name in ours:
+            told = f"{costs[name].padded:.0%}", f"{timing.median * costs[name].flops / peak:.0%}"
+        else:
+            told = "–", "–"
         rows.append((name, timing, f"{costs[name].memory:.2f}", *told))
-    best_ours, best_stock = (
-        max(side, key=lambda name: timings[name].median) for side in (ours, stock.keys() - set(apart))
-    )
-    print(f"{cell.model} {cell.lengths} {cell.precision}: {verdict(timings, best_ours, best_stock)}", flush=True)
+    print(f"{cell.model} {cell.lengths} {cell.precision}: {verdict(timings, list(ours))}", flush=True)
     return "\n\n".join(
         [
             f"## {cell.model}, lengths of {cell.lengths}, {cell.precision}, batch {cell.batch_size}"
             + (f", {options.beside} busy beside" if options.beside else ""),
             markdown(["side", "trial-steps a second", "peak memory, GiB", "padded", "of the matrix peak"], rows),
-            verdict(timings, best_ours, best_stock) + f" Measured matrix peak: {peak / 1e9:.0f} GFLOP/s.",
-            *(f"{name} over {best_stock}: {timings[name].median / timings[best_stock].median:.2f}." for name in apart),
-            f"{outside(cell, options):.0%} of a packed step lies outside the model's forward and the backward pass."
-            if options.device == "cpu"
-            else "",
+            verdict(timings, list(ours)) + f" Measured matrix peak: {peak / 1e9:,.0f} GFLOP/s.",
+            f"{outside(cell, options):.0%} of a packed step lies outside the model's forward and the backward pass.",
         ]
     )
 
 
-def verdict(timings: dict[str, Timing], ours: str, stock: str) -> str:
+def verdict(timings: dict[str, Timing], ours: list[str]) -> str:
     """The ratios that the benchmark is for."""
 
-    def ratio(a: str, b: str) -> str:
-        return f"{timings[a].median / timings[b].median:.2f}"
+    def best(*kinds: str) -> str:
+        return max((name for name in timings if name.startswith(kinds)), key=lambda name: timings[name].median)
+
+    first = max(ours, key=lambda name: timings[name].median)
+    stock, alone, one = best("stock"), best("alone"), best("stock 1x")
+
+    def over(name: str) -> str:
+        return f"{timings[first].median / timings[name].median:.2f}"
 
     return (
-        f"Best of ours ({ours}) over the best of stock ({stock}): **{ratio(ours, stock)}**; "
-        f"over in turn: {ratio(ours, 'in turn')}."
+        f"Best of ours ({first}) over the best of stock ({stock}): **{over(stock)}**; "
+        f"over one trial at a time ({one}): {over(one)}; over the best of our parts without fusing ({alone}): "
+        f"{over(alone)}; over in turn: {over('in turn')}."
     )
 
 
@@ -306,7 +362,7 @@ def main() -> int:
     p.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="(default: both)")
     p.add_argument("--trials", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="fused (default: %(default)s)")
     p.add_argument("--batch-size", type=int, help="rows of a trial's step (default: 16; 32 on a GPU)")
-    p.add_argument("--trial-steps", type=int, default=16, help="of a measurement, at least (default: %(default)s)")
+    p.add_argument("--trial-steps", type=int, help="of a measurement, at least (default: 32; 160 on a GPU)")
     p.add_argument("--window-s", type=float, default=8.0, help="of a measurement of stock (default: %(default)s)")
     p.add_argument("--beside", type=int, default=0, help="busy processes beside every side (default: %(default)s)")
     p.add_argument("--full", action="store_true", help="all models of the device and all lengths")
@@ -315,6 +371,7 @@ def main() -> int:
 
     models, lengths = (FULL if options.full else QUICK)[options.device]
     batch_size = options.batch_size or (16 if options.device == "cpu" else 32)
+    options.trial_steps = options.trial_steps or (32 if options.device == "cpu" else 160)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would make stock lose to whatever else runs
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

@@ -61,12 +61,16 @@ def test_in_bf16_it_errs_little_more_than_the_long_way():
     assert error(answers(short(layer_of(torch.bfloat16)), 2)) < 1.5 * error(answers(layer_of(torch.bfloat16), 2)) < 0.1
 
 
-@pytest.mark.parametrize("why", ["many tokens", "a cache", "a trained weight", "another kind of product", "no source"])
+@pytest.mark.parametrize(
+    "why", ["many tokens", "a cache", "a trained weight", "a bias", "another kind of product", "no source"]
+)
 def test_where_it_is_not_the_shorter_way_the_long_one_is_taken(why):
     def found(layer: T5Attention) -> Tensor:
         hidden, source = inputs(layer, layer.d_model if why == "many tokens" else 2)
         if why == "a trained weight":
             layer.v.weight.requires_grad_()
+        if why == "a bias":
+            layer.k.bias = torch.nn.Parameter(torch.ones(len(layer.k.weight), dtype=torch.float64), requires_grad=False)
         if why == "another kind of product":
             layer.k = torch.nn.Sequential(layer.k)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache()) if why == "a cache" else None
