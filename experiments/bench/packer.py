@@ -110,7 +110,7 @@ def main() -> int:
     with scratch_folder() as scratch:
         info = find_model(options.model, scratch)
         engine = make_engine(info, make_data(info, options.lengths), 4, options.device, options.precision)
-    engine.limits.tokens_per_pass = None
+    engine.limits.tokens_per_pass, engine.graphs = None, None  # what is replayed takes its memory once, and keeps it
     probe = engine.join(TrialConfig(prompt_length=100, width=40, batch_size=32, max_steps=1000))
     need = engine.need(probe)
     engine.leave(probe)
