@@ -242,7 +242,7 @@ def take_part(config: dict[str, Any], cell: Cell, device: str, phases: list[Phas
                 engine.join(trial(cell.info, cell.batch_size, config["number"] * phase.fused + i))
                 for i in range(phase.fused)
             ]
-            for _ in range(warm_up_steps(device)):
+            for _ in range(2 * warm_up_steps(device)):
                 engine.step(slots)
             forget_peak(engine.backbone.device)
             synchronize(device)
@@ -362,7 +362,7 @@ def main() -> int:
     p.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="(default: both)")
     p.add_argument("--trials", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="fused (default: %(default)s)")
     p.add_argument("--batch-size", type=int, help="rows of a trial's step (default: 16; 32 on a GPU)")
-    p.add_argument("--trial-steps", type=int, help="of a measurement, at least (default: 32; 160 on a GPU)")
+    p.add_argument("--trial-steps", type=int, help="of a measurement, at least (default: 16; 160 on a GPU)")
     p.add_argument("--window-s", type=float, default=8.0, help="of a measurement of stock (default: %(default)s)")
     p.add_argument("--beside", type=int, default=0, help="busy processes beside every side (default: %(default)s)")
     p.add_argument("--full", action="store_true", help="all models of the device and all lengths")
@@ -371,7 +371,7 @@ def main() -> int:
 
     models, lengths = (FULL if options.full else QUICK)[options.device]
     batch_size = options.batch_size or (16 if options.device == "cpu" else 32)
-    options.trial_steps = options.trial_steps or (32 if options.device == "cpu" else 160)
+    options.trial_steps = options.trial_steps or (16 if options.device == "cpu" else 160)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would make stock lose to whatever else runs
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

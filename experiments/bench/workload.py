@@ -146,7 +146,7 @@ def make_engine(
 
 def warm_up_steps(device: str) -> int:
     """Steps before some are timed; a GPU's passes are captured when their shapes recur."""
-    return 10 if device == "cuda" else 3
+    return 10 if device == "cuda" else 1
 
 
 def trial(info: BackboneInfo, batch_size: int, number: int = 0) -> TrialConfig:
