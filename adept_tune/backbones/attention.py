@@ -101,9 +101,10 @@ def _added(bias: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         return kept[1]
     num_queries, num_keys = bias.shape[2:]
     seen = bias.new_ones(num_queries, num_keys, dtype=torch.bool).tril() if causal else mask
-    if seen is None:
-        return bias
-    added = torch.where(seen, bias, torch.finfo(bias.dtype).min) if seen.dtype == torch.bool else bias + seen
-    added = added.contiguous()  # transformers' bias has its heads last, and no fused kernel reads that
-    bias.adept_tune_added = mask, added  # type: ignore[attr-defined]
+    added = bias
+    if seen is not None:
+        added = torch.where(seen, bias, torch.finfo(bias.dtype).min) if seen.dtype == torch.bool else bias + seen
+    added = added.contiguous()  # transformers' bias has its heads last; no fused kernel of a GPU reads that
+    if added is not bias:  # which would keep itself
+        bias.adept_tune_added = mask, added  # type: ignore[attr-defined]
     return added

@@ -19,7 +19,7 @@ from torch import Tensor
 from adept_tune.backbones.base import Backbone, moved
 from adept_tune.engine.config import TrialConfig
 from adept_tune.engine.graphs import PassGraphs, nll_and_gradient
-from adept_tune.engine.memory import Need, PassLimits
+from adept_tune.engine.memory import Need, PassLimits, nothing
 from adept_tune.engine.optimizer import Rates, adamw, clip
 from adept_tune.engine.order import batch_rows
 from adept_tune.engine.packing import Piece, Stack, Tally, extent, passes, stack
@@ -85,6 +85,7 @@ class Engine:
         self.data = data
         self.limits = PassLimits(reader.lanes, tokens_per_pass)
         self.graphs = PassGraphs(backbone) if backbone.device.type == "cuda" and backbone.may_replay else None
+        reader.forget = self.graphs.forget if self.graphs else nothing
         self._reader = reader
         self._dtype = dtype
         self._halted = halted
@@ -274,7 +275,7 @@ class Engine:
                 self._tally.add(batch)
             return nll_K / tokens_K, gradient_KN / tokens_K[:, None]
 
-        return self.limits.keep(self.backbone, all_passes, self.graphs.forget if self.graphs else None)
+        return self.limits.keep(self.backbone, all_passes, self._reader.forget)
 
     def _backward(
         self,

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from adept_tune.backbones.base import Backbone, moved
+from adept_tune.engine.memory import ran_out
 
 MOST_GRAPHS = 64
 
 Outputs = tuple[Tensor, Tensor]
+Shape = tuple[torch.Size, torch.Size]
 Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], None], Outputs]]
 
 
@@ -55,38 +57,45 @@ class PassGraphs:
 
     def __init__(self, backbone: Backbone, capture: Capture | None = None, most: int = MOST_GRAPHS) -> None:
         self._backbone = backbone
-        self._capture = capture or _captured_in(torch.cuda.graph_pool_handle())
-        self._most = most
-        self._graphs: OrderedDict[Any, _Graph | None] = OrderedDict()
+        self._given, self._most = capture, most
+        self._capture = capture or _capture_into_a_pool()
+        self._graphs: OrderedDict[Shape, _Graph] = OrderedDict()
+        self._seen: OrderedDict[Shape, None] = OrderedDict()  # once; they are not worth a graph yet
+        self._refused: set[Shape] = set()
         self._room: dict[str, Tensor] = {}
         self._off = False
 
-    def forget(self) -> None:
-        """Give up what was captured, and its memory."""
+    def forget(self) -> bool:
+        """Give up what was captured, and its memory. Returns whether there was anything."""
+        held = bool(self._graphs)
         self._graphs.clear()
         self._room.clear()
+        if held:
+            self._capture = self._given or _capture_into_a_pool()  # one that lost all its graphs takes no more
+        return held
 
     def run(self, embeds_PWD: Tensor, mask_PW: Tensor, target_PT: Tensor, target_mask_PT: Tensor) -> Outputs:
         """See `nll_and_gradient`; what it gives is to be used before the next run, which may write there."""
         given = embeds_PWD.detach().to(self._backbone.dtype), mask_PW, target_PT
         shape = embeds_PWD.shape, target_PT.shape
+        if shape in self._seen and not self._off:
+            del self._seen[shape]
+            self._captured(shape, *given)
         graph = self._graphs.get(shape)
-        if graph is None and shape in self._graphs and not self._off:
-            graph = self._captured(*given)
-        self._graphs[shape] = graph
-        self._graphs.move_to_end(shape)
-        if len(self._graphs) > self._most:
-            self._graphs.popitem(last=False)
         if graph is None:
+            if shape not in self._refused:
+                self._seen[shape] = None
+                _keep_last(self._seen, self._most)
             return nll_and_gradient(self._backbone, embeds_PWD, mask_PW, target_PT, target_mask_PT)
+        self._graphs.move_to_end(shape)
         for place, tensor in zip(graph.inputs, (*given, moved(target_mask_PT, embeds_PWD.device)), strict=True):
             place.copy_(tensor)
         graph.replay()
         nll_PT, gradient_PWD = graph.outputs
         return nll_PT, gradient_PWD.to(embeds_PWD.dtype)
 
-    def _captured(self, embeds_PWD: Tensor, mask_PW: Tensor, target_PT: Tensor) -> _Graph | None:
-        """A graph of passes of this shape; where the GPU refuses, there will be none from here on."""
+    def _captured(self, shape: Shape, embeds_PWD: Tensor, mask_PW: Tensor, target_PT: Tensor) -> None:
+        """Capture passes of this shape, or find that there is no memory for it, or that the GPU refuses any."""
         inputs = (
             self._place("embeds", embeds_PWD).copy_(embeds_PWD),
             self._place("mask", mask_PW).copy_(mask_PW),
@@ -104,14 +113,14 @@ class PassGraphs:
             return nll_PT.detach(), written_PWD.copy_(gradient_PWD)
 
         try:
-            return _Graph(inputs, *self._capture(compute))
-        except (
-            Exception
-        ) as error:  # whatever CUDA makes of an operation that it cannot capture, or of too little memory
-            warnings.warn(f"passes are launched one by one from here on: {error}", stacklevel=2)
-            self._off = True
+            self._graphs[shape] = _Graph(inputs, *self._capture(compute))
+            _keep_last(self._graphs, self._most)
+        except Exception as error:  # whatever CUDA makes of an operation that it cannot capture
             self.forget()
-            return None
+            self._refused.add(shape)
+            if not ran_out(error):
+                self._off = True
+                warnings.warn(f"passes are launched one by one from here on: {error}", stacklevel=2)
 
     def _place(self, name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Where all graphs read or write one thing, each as much as its shape needs."""
@@ -121,8 +130,14 @@ class PassGraphs:
         return room[: like.numel()].view(like.shape)
 
 
-def _captured_in(pool: Any) -> Capture:
+def _keep_last(shapes: OrderedDict[Shape, Any], most: int) -> None:
+    if len(shapes) > most:
+        shapes.popitem(last=False)
+
+
+def _capture_into_a_pool() -> Capture:
     """Capture into memory that all graphs share, since no two of them run at a time."""
+    pool = torch.cuda.graph_pool_handle()
 
     def capture(compute: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()

@@ -185,6 +185,10 @@ class InModelEngine:
             seat.reader.evaluate(self._no_prompt(seat), sample)
         return float(sample.sources.lengths.sum() / whole.sources.lengths.sum())
 
+    @property
+    def graphs(self) -> None:
+        """Nothing is replayed: each trial has a model of its own."""
+
     def num_tokens(self) -> tuple[int, int]:
         """Tokens of all training passes since the last call: real ones, and with padding."""
         return self._tally.take()

@@ -40,6 +40,11 @@ class TooLarge(Exception):  # noqa: N818  # no error: there is a way
         self.num_tokens = num_tokens
 
 
+def nothing() -> bool:
+    """There is nothing that could be forgotten."""
+    return False
+
+
 @contextmanager
 def splitting(num_rows: int, num_tokens: int, another_way: bool) -> Iterator[None]:
     """Make a pass.
@@ -86,22 +91,21 @@ class PassLimits:
         """Whether passes are made with gradient checkpointing."""
         return self._recompute
 
-    def keep(self, backbone: Backbone, passes: Callable[[], A], forget: Callable[[], None] | None = None) -> A:
-        """Make all passes of a step, and where one does not fit, forget what can be, and make all anew within less."""
+    def keep(self, backbone: Backbone, passes: Callable[[], A], forget: Callable[[], bool] = nothing) -> A:
+        """Make all passes of a step, and where one does not fit, all anew: without what can be forgotten, else within
+        less."""
         given = self.tokens_per_pass
         while True:
             try:
                 with backbone.recomputing(self._recompute):
                     return passes()
             except TooLarge as large:
-                if self.lanes.halve():
+                if forget() or self.lanes.halve():
                     pass
                 elif large.num_rows > 1:
                     self.tokens_per_pass = large.num_tokens // 2
                 else:
                     self._recompute, self.tokens_per_pass = True, given
-            if forget is not None:
-                forget()
             release(backbone.device)
 
 

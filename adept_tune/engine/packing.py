@@ -105,7 +105,8 @@ def passes(
         lengths: Source length of each row of the split.
         tokens_per_pass: Most tokens of a pass, padding included, where it has more than one row; None makes one pass.
         num_lanes: Passes that run at a time. Where rows allow it there are a multiple of so many, of like size.
-        even: Give all passes as many rows, but for one: their shapes recur.
+        even: Give all passes as many rows, or one less, so that shapes recur; the tokens of a pass are then those of
+            rows as wide as a multiple of eight, and lanes do not matter.
 
     Yields:
         One piece for each trial that has rows in the pass, in the order of the trials.
@@ -129,8 +130,9 @@ def passes(
 
 def _equal_cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None) -> list[int]:
     """Where to cut rows of ascending lengths for the fewest passes of equal rows within a limit."""
-    num_rows = len(ascending)
-    for num_passes in range(1, num_rows + 1):
+    num_rows, ascending = len(ascending), -(-ascending // ALIGNED) * ALIGNED
+    fewest = 1 if tokens_per_pass is None else min(num_rows, -(-int(ascending.sum()) // tokens_per_pass))
+    for num_passes in range(fewest, num_rows + 1):
         ends = [num_rows * (i + 1) // num_passes for i in range(num_passes)]
         sizes = np.diff([0, *ends])
         if tokens_per_pass is None or int((sizes * ascending[np.array(ends) - 1]).max()) <= tokens_per_pass:

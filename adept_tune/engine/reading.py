@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adept_tune.backbones.base import Backbone, moved
 from adept_tune.engine.lanes import Lanes
-from adept_tune.engine.memory import TooLarge, release, splitting
+from adept_tune.engine.memory import TooLarge, nothing, release, splitting
 from adept_tune.engine.packing import Piece, Stack, extent, passes, stack
 from adept_tune.methods.base import Method, Sizes, Stacking
 from adept_tune.tasks.metrics import METRICS, Score, parse_label, score, score_texts
@@ -110,6 +110,7 @@ class Reader:
 
     Attributes:
         lanes: Those.
+        forget: Gives up memory that an engine holds beside, and says whether there was any.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Reader:
         lanes: Lanes | None = None,
     ) -> None:
         self.lanes = lanes or Lanes()
+        self.forget: Callable[[], bool] = nothing
         self._backbone = backbone
         self._method = method
         self._codec = codec
@@ -241,7 +243,7 @@ class Reader:
                     pass
                 return
             except TooLarge:
-                if not self.lanes.halve():
+                if not (self.forget() or self.lanes.halve()):
                     self._tokens_per_pass //= 2
             release(self._backbone.device)
 

@@ -29,7 +29,7 @@ Split = Literal["validation", "test"]
 
 STOPPED = "the search was stopped"
 LONG_S = 2.0  # of all trials' step; one tells as much as several short ones
-SETTLING_STEPS = 8  # of a GPU before its steps are timed: shapes of passes that recur are captured meanwhile
+SETTLING_STEPS = 8  # before steps of replayed passes are timed: shapes that recur are captured meanwhile
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,27 @@ class Saved:
 
 @dataclass
 class _Goal:
-    """A trial's wish to be at a step."""
+    """A trial's wish to be at a step.
+
+    Attributes:
+        slot: Of the trial.
+        step: Where it wants to be.
+        evaluate: Whether it is to be evaluated there.
+        keep: Whether its state there is kept until it is fetched.
+        then: Step to go on to while its report is on its way, and whether to evaluate there; None waits.
+        since: When it was wished.
+        reached: Its report.
+        blob: Its state there.
+    """
 
     slot: int
     step: int
     evaluate: bool
+    keep: bool
+    then: tuple[int, bool] | None
     since: float
     reached: asyncio.Future[Report]
+    blob: bytes | None = None
 
 
 class Host:
@@ -106,6 +120,8 @@ class Host:
         self._engine: Engine | None = None
         self._seats: dict[str, tuple[int, int]] = {}  # trial name -> (incarnation, slot)
         self._goals: dict[str, _Goal] = {}
+        self._ahead: dict[str, _Goal] = {}  # goals of trials that went on by themselves and have not asked for yet
+        self._kept: dict[str, dict[int, bytes]] = {}  # trial name -> step -> state of a report that was not taken yet
         self._pump_task: asyncio.Task[None] | None = None
         self._halt = threading.Event()
         self._dismissed = False
@@ -161,38 +177,61 @@ class Host:
                 await self._vacate(name)
             self._seats[name] = (incarnation, await self._in_thread(lambda: engine.join(trial, state)))
 
-    async def train_to(self, name: str, incarnation: int, step: int, evaluate: bool) -> dict[str, Any]:
+    async def train_to(
+        self,
+        name: str,
+        incarnation: int,
+        step: int,
+        evaluate: bool,
+        keep: bool = True,
+        then: tuple[int, bool] | None = None,
+    ) -> dict[str, Any]:
         """Train a trial to a step, in company, and say how it stands there.
+
+        Args:
+            name: Of the trial.
+            incarnation: How often it has been started before.
+            step: Where to.
+            evaluate: Whether to evaluate it there.
+            keep: Whether its state there is to be fetched.
+            then: Step that it goes on to meanwhile, and whether to evaluate there: nothing can stop it before. It
+                waits there until it is asked to be there.
 
         Returns:
             Fields of a `Report`.
         """
         self._heed_dismissal()
         slot = self._slot(name, incarnation)
-        goal = _Goal(slot, step, evaluate, time.monotonic(), asyncio.get_running_loop().create_future())
-        self._goals[name] = goal
-        self._joined = True
+        goal = self._ahead.pop(name, None)
+        if goal is None:
+            goal = self._set_out(name, slot, step, evaluate, keep)
+        assert (goal.step, goal.evaluate) == (step, evaluate), f"{name} is on its way to {goal.step}, not to {step}"
+        goal.then = then
+        if goal.reached.done():  # by itself
+            self._go_on(name, goal)
         if self._pump_task is None or self._pump_task.done():
             self._pump_task = asyncio.get_running_loop().create_task(self._pump())
         return asdict(await goal.reached)
 
-    async def fetch_state(self, name: str, incarnation: int) -> bytes:
-        """The trial's state as it stands."""
-        engine = self._ready()
-        async with self._taking():
-            slot = self._slot(name, incarnation)
-            return await self._in_thread(lambda: self._blob(engine, slot))
+    async def fetch_state(self, name: str, incarnation: int, step: int) -> bytes:
+        """The trial's state at a step that it has reported; it is given once."""
+        self._slot(name, incarnation)
+        return self._kept[name].pop(step)
 
     async def halt(self) -> list[Saved]:
         """Train no more, and give the states of the trials that were on their way to a report.
 
-        A step is given up between two passes and an evaluation between two parts of it. A trial whose report has been
-        made is left out: it goes on from the state of the last report that the search has taken.
+        A step is given up between two passes and an evaluation between two parts of it. A trial with a report that the
+        search has not taken is left out: it goes on from the state of the last one that it has.
         """
         self._halt.set()
         engine = self._ready()
         async with self._taking():
-            on_their_way = [(name, goal) for name, goal in self._goals.items() if not goal.reached.done()]
+            on_their_way = [
+                (name, goal)
+                for name, goal in self._goals.items()
+                if not goal.reached.done() and not self._kept.get(name)
+            ]
             return [
                 Saved(name, engine.step_of(goal.slot), await self._in_thread(lambda g=goal: self._blob(engine, g.slot)))  # type: ignore[misc]
                 for name, goal in on_their_way
@@ -306,10 +345,24 @@ class Host:
         """Free a seat while the engine is held; whoever waits for its trial is told."""
         engine, (_, slot) = self._ready(), self._seats.pop(name)
         goal = self._goals.pop(name, None)
+        self._ahead.pop(name, None)
+        self._kept.pop(name, None)
         if goal is not None and not goal.reached.done():
             goal.reached.cancel()
         await self._in_thread(lambda: engine.leave(slot))
         self._freed.notify_all()
+
+    def _set_out(self, name: str, slot: int, step: int, evaluate: bool, keep: bool) -> _Goal:
+        """Give a trial a goal."""
+        reached = asyncio.get_running_loop().create_future()
+        goal = self._goals[name] = _Goal(slot, step, evaluate, keep, None, time.monotonic(), reached)
+        self._joined = True
+        return goal
+
+    def _go_on(self, name: str, goal: _Goal) -> None:
+        """Where nothing can stop a trial at the goal that it reached, set out for the next before that is asked for."""
+        if goal.then is not None and goal.reached.exception() is None and not goal.reached.result().diverged:
+            self._ahead[name] = self._set_out(name, goal.slot, *goal.then, goal.keep)
 
     async def _pump(self) -> None:
         """Step whoever waits until nobody does."""
@@ -326,7 +379,10 @@ class Host:
                     if goal.reached.done():
                         continue
                     if isinstance(outcome, Report):
+                        if goal.blob is not None:
+                            self._kept.setdefault(name, {})[outcome.step] = goal.blob
                         goal.reached.set_result(outcome)
+                        self._go_on(name, goal)
                     else:
                         goal.reached.set_exception(outcome)
                 if any("CUDA error" in str(outcome) for outcome in outcomes.values()):
@@ -374,6 +430,8 @@ class Host:
                 diverged=name in diverged,
                 seconds=time.monotonic() - goal.since,
             )
+            if goal.keep and name not in diverged:
+                goal.blob = self._blob(engine, goal.slot)
         return reports
 
     def _taking(self) -> "_Taking":
@@ -503,12 +561,14 @@ def _seated(engine: "Engine", trial: "TrialConfig", company: int) -> "Iterator[l
 
 
 def _within_memory(engine: "Engine", trial: "TrialConfig", limits: Sequence[int | None]) -> list[int | None]:
-    """Limits that fit free memory twice, with a tenth left, as two passes tell: a pass and what replays one."""
+    """Limits that a tenth of the free memory is left beside, as two passes tell; what replays a pass takes as much."""
     from adept_tune.engine.memory import free_bytes, ran_out
 
     try:
         with _seated(engine, trial, 1) as (slot,):
-            most = engine.need(slot).tokens_within(0.45 * free_bytes(engine.backbone.device))
+            most = engine.need(slot).tokens_within(
+                (0.45 if engine.graphs else 0.9) * free_bytes(engine.backbone.device)
+            )
     except Exception as error:
         if not ran_out(error):
             raise
@@ -527,17 +587,19 @@ def _timed(
     """One trial's step among some, in passes of some tokens; fewer where memory ran out.
 
     Where its first step takes more than twice the time of a step to be beaten, that is all that is measured; after a
-    long one, one more is.
+    long one, one more is. Replayed passes are captured before.
     """
     engine.limits.tokens_per_pass = limit
     with _seated(engine, trial, company) as slots:
         engine.num_tokens()  # starts them anew
         first_s = _step_s(engine, slots, 1)  # pays for allocations
-        if engine.backbone.device.type == "cuda":
+        if engine.graphs:
             _step_s(engine, slots, SETTLING_STEPS)
         hopeless = step_s is not None and first_s > 2 * step_s
         told_s = first_s if hopeless else _step_s(engine, slots, 1 if first_s * company > LONG_S else num_steps)
         real, read = engine.num_tokens()
+        if engine.graphs:
+            engine.graphs.forget()
     return {
         "step_s": told_s,
         "slots": company,

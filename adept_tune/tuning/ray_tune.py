@@ -234,7 +234,7 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]  # Ray is untyp
             self._work.trouble(name, f"went on from an older state, because {refusal}")
         try:
             host = self._host(result["host"])
-            blob = b"" if report.diverged else ray.get(host.fetch_state.remote(name, incarnation))
+            blob = b"" if report.diverged else ray.get(host.fetch_state.remote(name, incarnation, report.step))
         except (ray.exceptions.RayError, ValueError):  # Ray says ValueError of a name that is gone
             # The host was lost with the state, so nothing is journalled. The trial finds out when it asks it next.
             return False

@@ -64,7 +64,7 @@ TRIALS = {"cpu": 16, "cuda": 32}
 DEMONSTRATION_TRIALS, DEMONSTRATION_BATCH_SIZE = 16, 16
 # What the probe tries: trials at once, and most tokens of a pass. On a CPU 1,024 tokens of T5-small are near the
 # arithmetic peak already, and short passes pad little.
-COMPANIES: dict[str, list[int]] = {"cpu": [4], "cuda": [8, 16, 32, 64]}
+COMPANIES: dict[str, list[int]] = {"cpu": [4, 8, 16], "cuda": [8, 16, 32, 64]}
 TOKENS_PER_PASS: dict[str, list[int | None]] = {"cpu": [1024, 4096], "cuda": [16384, None]}
 
 Hosts = Callable[[SearchSpec, Materials, dict[str, Progress], Path], contextlib.AbstractContextManager[str]]

@@ -26,11 +26,13 @@ def run_trial(config: dict[str, Any]) -> None:
     evaluations = set(job["evaluations"])
     told = {"host": seat.host_name, "incarnation": seat.incarnation}
     try:
-        for step in job["reports"]:
-            if step <= min(seat.step, seat.reported):
-                continue
+        steps = [step for step in job["reports"] if step > min(seat.step, seat.reported)]
+        for step, later in zip(steps, [*steps[1:], None], strict=True):
             new = step > seat.reported
-            report = ray.get(seat.host.train_to.remote(name, seat.incarnation, step, new and step in evaluations))
+            evaluate = new and step in evaluations
+            # Only where it is evaluated can a trial be told to stop, so elsewhere its host need not wait for us.
+            then = (later, later in evaluations) if new and not evaluate and later is not None else None
+            report = ray.get(seat.host.train_to.remote(name, seat.incarnation, step, evaluate, new, then))
             if new:
                 tune.report(report | told | {"refused": refused})
                 refused = []

@@ -34,6 +34,7 @@ from workload import (
     seconds,
     stock_model,
     trial,
+    warm_up_steps,
 )
 
 from adept_tune.engine.config import TrialConfig
@@ -50,7 +51,7 @@ class PaddedAdept(nn.Module):
     def __init__(self, model: Any, config: TrialConfig) -> None:
         super().__init__()
         d_model = model.config.d_model
-        self.model = model.requires_grad_(False)
+        self.model = model
         self.prompt = nn.Parameter(torch.randn(config.prompt_length, d_model, device=model.device))
         self.down = nn.Linear(d_model, config.width, device=model.device)
         self.up = nn.Linear(config.width, d_model, device=model.device)
@@ -106,7 +107,8 @@ def their_step(model: Any, data: TaskData, config: TrialConfig, device: str) -> 
 def timed(lanes: Lanes, num_lanes: int, take: Callable[[], object], options: Namespace) -> float:
     """Seconds of a step, with passes in so many lanes."""
     lanes.split(num_lanes)
-    take()
+    for _ in range(warm_up_steps(options.device)):
+        take()
     return seconds(options.device, take, options.steps)
 
 

@@ -101,7 +101,7 @@ def whole_passes(
         mask = torch.ones(rows, length, dtype=torch.bool, device=device)
         mask[::2, -1] = False
         target = torch.full((rows, 2), 5, device=device)
-        batches.append((embeds, mask, target, torch.ones_like(target, dtype=torch.bool)))
+        batches.append((embeds, mask, target, torch.ones(target.shape, dtype=torch.bool)))
 
     def side(forward: Callable[..., Tensor]) -> float:
         def run() -> None:

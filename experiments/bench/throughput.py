@@ -7,7 +7,7 @@ Sides, all measured in each round of one run, on the same model, rows, precision
   in turn    one process, one shared backbone, a trial after the other
   stock CxT  stock Ray Tune: C trials at once, a process of T threads (or 1/C of the GPU) each, backbone kept in the
              process; the model as transformers has it, each operation launched by itself; the batch in one pass, rows
-             padded to its longest, one optimizer step in a handful of operations, as ours are
+             padded as ours are, one optimizer step in a handful of operations, as ours are
   alone CxT  the same with the parts of a model that are ours, and on a GPU with passes replayed as ours are: what
              fusing adds to these
   apart CxT  on a CPU, the most trials fused in C such processes, in passes of 1,024 tokens: what lanes would do if
@@ -55,7 +55,7 @@ from workload import (
 from adept_tune.backbones import BackboneInfo
 from adept_tune.backbones.load import Precision
 from adept_tune.engine.engine import Engine
-from adept_tune.engine.memory import forget_peak, peak_bytes, release
+from adept_tune.engine.memory import forget_peak, peak_bytes
 from adept_tune.tasks.tokens import TaskData
 from adept_tune.tuning.search import TOKENS_PER_PASS
 
@@ -113,6 +113,8 @@ def fused_sides(cell: Cell, options: argparse.Namespace, costs: dict[str, Cost])
             for some in company:
                 engine.step(some)
 
+        if engine.graphs:
+            engine.graphs.forget()  # their memory is taken when they are captured
         forget_peak(engine.backbone.device)
         flops = costs[name].flops if name in costs else flops_of(engine, step) / count  # sees this thread alone
         engine.limits.lanes.split(num_lanes)
@@ -233,18 +235,23 @@ def take_part(config: dict[str, Any], cell: Cell, device: str, phases: list[Phas
 
     found: dict[str, tuple[float, float]] = {}
     engines: dict[tuple[int, bool], Engine] = {}
+    everyone = max(phase.count for phase in phases)
+    meet(Path(room) / "all here", everyone)
     for phase in phases:
         if config["number"] < phase.count:
             torch.set_num_threads(phase.threads)
             kind = phase.fused, phase.stock
-            engine = engines[kind] = engines.get(kind) or phase_engine(cell, device, phase)
+            if kind not in engines:
+                engines.clear()
+                engines[kind] = phase_engine(cell, device, phase)
+            engine = engines[kind]
             slots = [
                 engine.join(trial(cell.info, cell.batch_size, config["number"] * phase.fused + i))
                 for i in range(phase.fused)
             ]
+            forget_peak(engine.backbone.device)
             for _ in range(2 * warm_up_steps(device)):
                 engine.step(slots)
-            forget_peak(engine.backbone.device)
             synchronize(device)
             meet(Path(room) / f"{phase.name} ready", phase.count)
             begun, steps = time.perf_counter(), 0
@@ -256,8 +263,8 @@ def take_part(config: dict[str, Any], cell: Cell, device: str, phases: list[Phas
             found[phase.name] = rate, peak_bytes(engine.backbone.device) / 2**30
             for slot in slots:
                 engine.leave(slot)
-            release(torch.device(device))
-        meet(Path(room) / f"{phase.name} done", max(phase.count for phase in phases))
+            del engine
+        meet(Path(room) / f"{phase.name} done", everyone)
     tune.report({"found": found})
 
 

@@ -65,10 +65,11 @@ def find_model(name: str, scratch: Path) -> BackboneInfo:
 
 
 def stock_model(info: BackboneInfo, device: str, precision: Precision) -> Any:
-    """A T5 as transformers has it, without the parts that are ours in a loaded backbone."""
+    """A frozen T5 as transformers has it, without the parts that are ours in a loaded backbone."""
     from transformers import AutoModelForSeq2SeqLM
 
-    return AutoModelForSeq2SeqLM.from_pretrained(info.name, dtype=DTYPES[precision]).to(device)
+    model = AutoModelForSeq2SeqLM.from_pretrained(info.name, dtype=DTYPES[precision]).to(device)
+    return model.eval().requires_grad_(False)
 
 
 def write_random(folder: Path, shape: dict[str, int]) -> None:

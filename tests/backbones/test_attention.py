@@ -54,6 +54,25 @@ def test_answers_and_gradients_are_those_of_the_fused_kernel(causal, num_queries
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_bias_with_its_heads_last_is_made_contiguous_once(monkeypatch, masked):
+    inputs = [tensor.float() for tensor in tensors(KEYS, 1)]
+    bias = torch.randn(KEYS, KEYS, HEADS).permute(2, 0, 1)[None]
+    mask = torch.ones(ROWS, 1, 1, KEYS, dtype=torch.bool) if masked else None
+    seen, kernel = [], torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*states, attn_mask, **options):
+        seen.append(attn_mask)
+        return kernel(*states, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    for _ in range(2):
+        attend(SimpleNamespace(is_causal=False), *inputs, mask, scaling=1.0, position_bias=bias)
+    assert seen[0] is seen[1]
+    assert seen[0].is_contiguous()
+    torch.testing.assert_close(seen[0].expand(ROWS, -1, -1, -1), bias.expand(ROWS, -1, -1, -1), rtol=0, atol=0)
+
+
 def test_a_trained_bias_has_its_gradient():
     inputs, layer = tensors(KEYS, 1), SimpleNamespace(is_causal=False)
     bias = torch.randn(1, HEADS, KEYS, KEYS, dtype=torch.float64).requires_grad_()

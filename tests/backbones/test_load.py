@@ -121,7 +121,7 @@ class TestLoading:
         ids, target = torch.tensor([[5, 9, 12, 1]]), torch.tensor([[6, 1]])
         mask, target_mask = torch.ones_like(ids, dtype=torch.bool), torch.ones_like(target, dtype=torch.bool)
         losses = [model.target_nll(model.embed(ids), mask, target, target_mask) for model in (saved, backbone)]
-        torch.testing.assert_close(*losses, rtol=1e-6, atol=0)  # the loaded one attends through products
+        torch.testing.assert_close(*losses, rtol=1e-6, atol=0)  # the loaded one takes shorter ways
 
     @pytest.mark.parametrize("held", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize(("precision", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

@@ -63,32 +63,65 @@ def test_replays_give_what_passes_give_whatever_came_between():
     assert (captures.captured, captures.replayed) == (3, 9)
 
 
-def test_a_shape_is_captured_when_it_recurs_and_anew_when_it_was_forgotten():
+def test_a_shape_is_captured_when_it_recurs_and_anew_when_it_was_pushed_out():
     captures = Captures()
     graphs = PassGraphs(BACKBONE, captures, most=2)
     told = []
-    for num_rows in (2, 2, 3, 2, 4, 3, 3, 2):
+    for num_rows in (2, 2, 3, 2, 4, 3, 3, 4, 4, 2, 2):
         graphs.run(*asked(num_rows, 0))
         told.append(captures.captured)
-    assert told == [0, 1, 1, 1, 1, 1, 2, 2]
-    graphs.forget()
-    for expected in (2, 3):
-        graphs.run(*asked(3, 0))
-        assert captures.captured == expected
+    assert told == [0, 1, 1, 1, 1, 2, 2, 3, 3, 3, 4]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), RuntimeError("not permitted")])
-def test_where_a_capture_fails_passes_go_on_without(error):
-    captures = Captures(error)
+def test_what_was_seen_once_pushes_out_no_graph():
+    captures = Captures()
+    graphs = PassGraphs(BACKBONE, captures, most=2)
+    for num_rows in (2, 2, 3, 4, 5, 6, 2):
+        graphs.run(*asked(num_rows, 0))
+    assert (captures.captured, captures.replayed) == (1, 2)
+
+
+def test_forgetting_says_whether_there_was_anything_and_all_is_captured_anew():
+    captures = Captures()
+    graphs = PassGraphs(BACKBONE, captures)
+    graphs.run(*asked(2, 0))
+    assert not graphs.forget()
+    graphs.run(*asked(2, 0))
+    assert graphs.forget()
+    assert not graphs.forget()
+    for _ in range(2):
+        question = asked(2, 1)
+        assert_equal(graphs.run(*question), nll_and_gradient(BACKBONE, *question))
+    assert captures.captured == 2
+
+
+def test_where_the_gpu_refuses_a_capture_passes_go_on_without():
+    captures = Captures(RuntimeError("not permitted"))
     graphs = PassGraphs(BACKBONE, captures)
     question = asked(2, 0)
     graphs.run(*question)
-    with pytest.warns(UserWarning, match=f"one by one from here on: {error}"):
+    with pytest.warns(UserWarning, match="one by one from here on: not permitted"):
         again = graphs.run(*question)
     assert_equal(again, nll_and_gradient(BACKBONE, *question))
-    for _ in range(3):
-        graphs.run(*question)
+    for num_rows in (2, 2, 3, 3):
+        graphs.run(*asked(num_rows, 0))
     assert captures.captured == 1
+
+
+def test_a_shape_without_room_for_its_graph_goes_without_and_the_others_begin_anew():
+    captures = Captures()
+    graphs = PassGraphs(BACKBONE, captures)
+    for _ in range(2):
+        graphs.run(*asked(2, 0))
+    captures.refused = torch.OutOfMemoryError("no memory")
+    for _ in range(3):
+        question = asked(3, 0)
+        assert_equal(graphs.run(*question), nll_and_gradient(BACKBONE, *question))
+    captures.refused = None
+    for _ in range(2):
+        graphs.run(*asked(2, 0))
+        graphs.run(*asked(3, 0))
+    assert captures.captured == 3
 
 
 def test_trials_learn_the_same_numbers_in_replayed_passes():
@@ -107,27 +140,34 @@ def test_trials_learn_the_same_numbers_in_replayed_passes():
             torch.testing.assert_close(replayed[name], tensor, rtol=0, atol=1e-10)
 
 
-def test_gradient_checkpointing_is_not_captured_and_running_out_of_memory_forgets(monkeypatch):
-    captures = Captures()
+def test_out_of_memory_graphs_are_forgotten_before_a_pass_is_made_smaller(monkeypatch):
     engine = made_engine(dtype=torch.float64)
-    engine.graphs = PassGraphs(engine.backbone, captures)
     slot = engine.join(TrialConfig(prompt_length=3, width=2, batch_size=4))
-    target_nll, most = type(engine.backbone).target_nll, [4]
+    target_nll = type(engine.backbone).target_nll
+    held, tried = [True], []
 
     def cramped(backbone, embeds, *others):
-        if len(embeds) > most[0]:
+        tried.append(len(embeds))
+        if len(embeds) > 2 or held:
             raise torch.OutOfMemoryError("no memory")
         return target_nll(backbone, embeds, *others)
 
     monkeypatch.setattr(type(engine.backbone), "target_nll", cramped)
-    engine.limits.tokens_per_pass = None
+    engine._reader.forget = lambda: bool(held and held.pop())
     engine.step([slot])
-    forgotten = []
-    monkeypatch.setattr(engine.graphs, "forget", lambda: forgotten.append(True))
-    most[0] = 2
+    assert tried[:2] == [4, 4]
+    assert max(tried[-2:]) <= 2
+    assert engine.step_of(slot) == 1
+
+
+def test_gradient_checkpointing_is_not_replayed(monkeypatch):
+    engine = made_engine(dtype=torch.float64)
+    graphs = engine.graphs = PassGraphs(engine.backbone, Captures())
+    slot = engine.join(TrialConfig(prompt_length=3, width=2, batch_size=4))
+    runs, run = [], graphs.run
+    monkeypatch.setattr(graphs, "run", lambda *question: runs.append(question) or run(*question))
     engine.step([slot])
-    assert forgotten
+    assert len(runs) == 1
     monkeypatch.setattr(type(engine.limits), "recomputing", True)
-    before = captures.replayed
     engine.step([slot])
-    assert captures.replayed == before
+    assert len(runs) == 1

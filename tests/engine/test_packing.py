@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adept_tune.engine.packing import passes, stack
+from adept_tune.engine.packing import ALIGNED, passes, stack
 from adept_tune.engine.reading import Trained
 from adept_tune.methods.base import Stacking
 from adept_tune.tasks.tokens import Ragged
@@ -36,6 +36,20 @@ def test_every_row_is_read_once_in_passes_that_keep_the_limit(trials, limit):
         assert lengths.min() >= last  # shorter rows go first
         last = lengths.max()
         assert limit is None or len(lengths) == 1 or len(lengths) * last <= limit
+    assert limit is not None or len(found) == 1
+
+
+@given(trials=TRIALS, limit=st.none() | st.integers(1, 300))
+@settings(max_examples=100, deadline=None)
+def test_passes_that_recur_have_equal_rows_and_keep_the_limit_as_wide_as_they_are_read(trials, limit):
+    prompts, rows = [m for m, _ in trials], [np.array(mine) for _, mine in trials]
+    found = list(passes(rows, prompts, LENGTHS, limit, even=True))
+    sizes = [sum(len(piece.rows) for piece in part) for part in found]
+    assert sum(sizes) == sum(map(len, rows))
+    assert max(sizes) - min(sizes) <= 1
+    for part, size in zip(found, sizes, strict=True):
+        longest = max(int(LENGTHS[piece.rows].max()) + piece.prompt_length for piece in part)
+        assert limit is None or size == 1 or max(sizes) == 1 or size * -(-longest // ALIGNED) * ALIGNED <= limit
     assert limit is not None or len(found) == 1
 
 

@@ -66,9 +66,10 @@ def test_a_state_can_be_fetched_and_a_seat_taken_while_another_trains():
         host = made_host()
         await host.join("a", 0, settings(0), None)
         await host.join("b", 0, settings(1), None)
+        await host.train_to("b", 0, 2, False)
         far = asyncio.create_task(host.train_to("a", 0, 400, False))
         await asyncio.sleep(0.05)
-        assert await host.fetch_state("b", 0)
+        assert TrialState.from_bytes(await host.fetch_state("b", 0, 2), "b").step == 2
         await host.leave("b", 0)
         await host.join("c", 0, settings(2), None)
         assert not far.done()
@@ -77,13 +78,69 @@ def test_a_state_can_be_fetched_and_a_seat_taken_while_another_trains():
     run(scene())
 
 
+def test_a_trial_goes_on_while_its_report_is_on_its_way_but_no_further_than_where_it_was_to_go():
+    async def scene():
+        host, reference = made_host(num_slots=1), made_host(num_slots=1)
+        for one in (host, reference):
+            await one.join("a", 0, settings(0), None)
+        told = [await host.train_to("a", 0, 3, False, then=(6, True))]
+        while host._goals:  # nobody has asked for it to be at 6
+            await asyncio.sleep(0.01)
+        assert host._engine.step_of(0) == 6
+        states = [await host.fetch_state("a", 0, 3)]
+        told.append(await host.train_to("a", 0, 6, True, then=(9, False)))
+        told.append(await host.train_to("a", 0, 9, False))
+        states += [await host.fetch_state("a", 0, step) for step in (6, 9)]
+        for step, evaluate, found, state in zip((3, 6, 9), (False, True, False), told, states, strict=True):
+            expected = await reference.train_to("a", 0, step, evaluate)
+            assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+            assert state == await reference.fetch_state("a", 0, step)
+        assert not host._ahead
+        assert not any(host._kept.values())
+
+    run(scene())
+
+
+def test_a_trial_that_diverges_or_leaves_does_not_go_on():
+    async def scene():
+        host = made_host()
+        for name in "ab":
+            await host.join(name, 0, settings(0), None)
+        host._engine._flat[0][0] = float("nan")
+        assert (await host.train_to("a", 0, 3, False, then=(6, False)))["diverged"]
+        assert not host._goals
+        await host.train_to("b", 0, 3, False, then=(400, False))
+        await host.leave("b", 0)
+        assert not {**host._goals, **host._ahead, **host._kept}
+        await host.join("b", 1, settings(0), None)
+        assert (await host.train_to("b", 1, 2, False))["step"] == 2
+
+    run(scene())
+
+
+def test_halting_leaves_out_a_trial_that_went_on_from_a_report_that_was_not_taken():
+    async def scene():
+        host = made_host()
+        for name in "ab":
+            await host.join(name, 0, settings(0), None)
+            await host.train_to(name, 0, 3, False, then=(400, False))
+        taken = await host.fetch_state("b", 0, 3)
+        (saved,) = await host.halt()
+        assert saved.name == "b"
+        assert 3 <= saved.step < 400
+        assert await host.fetch_state("a", 0, 3) == taken
+
+    run(scene())
+
+
 def test_a_later_incarnation_takes_the_place_of_an_earlier_one():
     async def scene():
         host = made_host(num_slots=1)
         await host.join("a", 0, settings(0), None)
+        await host.train_to("a", 0, 1, False)
         dead = asyncio.create_task(host.train_to("a", 0, 400, False))
         await asyncio.sleep(0.05)
-        state = await host.fetch_state("a", 0)
+        state = await host.fetch_state("a", 0, 1)
         await host.join("a", 1, settings(0), state)
         with pytest.raises(asyncio.CancelledError):
             await dead
@@ -242,7 +299,7 @@ def test_no_pass_is_tried_that_two_small_ones_say_does_not_fit(monkeypatch):
     class Told:
         """An engine that tells what its passes take, or has no memory to find out."""
 
-        backbone = SimpleNamespace(device=None)
+        backbone, graphs = SimpleNamespace(device=None), None
 
         def __init__(self, need):
             self._need, self.seated = need, 0
@@ -269,6 +326,8 @@ def test_no_pass_is_tried_that_two_small_ones_say_does_not_fit(monkeypatch):
     ("method", "device", "trials", "expected"),
     [
         ("adept", "cpu", 6, [4]),
+        ("adept", "cpu", None, [4]),  # 16 trials
+        ("adept", "cpu", 32, [4, 8]),
         ("adept", "cuda", 6, [8]),
         ("adept", "cuda", None, [8]),  # 32 trials
         ("adept", "cuda", 128, [8, 16, 32]),
