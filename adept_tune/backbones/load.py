@@ -18,16 +18,20 @@ _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")  # some reposi
 _TOKENIZER = ("config.json", "generation_config.json", "tokenizer*", "spiece.model", "special_tokens_map.json")
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model")
 _SAMPLE_BYTES = 1 << 20
+_WIDE_BF16 = 256
 _FAST_BF16 = ("avx512_bf16", "amx_bf16")  # processors with instructions for products of bf16 matrices
 
 
-def best_precision(device: str) -> Precision:
-    """What a device is fast at: bf16 on a GPU, and on a processor that multiplies bf16 matrices itself."""
+def best_precision(device: str, d_model: int) -> Precision:
+    """What a device is fast at: bf16 on a GPU, and on a processor that multiplies bf16 matrices itself, where these are
+    wide enough to pay for the rest: of 128 columns fp32 is faster (`experiments/bench/throughput.py`)."""
     if device == "cuda":
         import torch
 
         older = torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
         return "fp32" if older else "bf16"
+    if d_model < _WIDE_BF16:
+        return "fp32"
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:

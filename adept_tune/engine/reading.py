@@ -138,7 +138,7 @@ class Reader:
         self._also = also
         self._max_target_length = max_target_length
         # Whatever the lanes: prediction cuts the rows as the test did. Halved whenever the device runs out of memory.
-        self._tokens_per_pass = 2048 if backbone.device.type == "cpu" else 65536
+        self._tokens_per_pass = 4096 if backbone.device.type == "cpu" else 65536
 
     @property
     def backbone(self) -> Backbone:

@@ -434,7 +434,7 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
             seed=request.seed,
             slots=request.slots or companies(file.method, device, request.trials)[-1],
             device=device,  # type: ignore[arg-type]  # pydantic checks it
-            precision=request.precision or best_precision(device),
+            precision=request.precision or best_precision(device, materials.info.d_model),
             tokens_per_pass=request.tokens_per_pass or TOKENS_PER_PASS[device][0],
             max_failures=request.max_failures,
             num_threads=request.num_threads,

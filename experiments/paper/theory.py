@@ -122,7 +122,7 @@ def train(materials: Materials, params: Params, options: argparse.Namespace) -> 
         materials.data,
         options.seeds,
         device=options.device,
-        precision=best_precision(options.device),
+        precision=best_precision(options.device, materials.info.d_model),
     )
     space = materials.space.at(engine.backbone.embedding_rms)
     print(f"training {space.method.name}: {space.shown(params)}", flush=True)

@@ -161,7 +161,7 @@ def sweep(family: Family, method: str) -> tuple[float, list[Spread]]:
         materials.space.method,
         materials.data,
         len(RATES) * family.seeds,
-        precision=best_precision("cpu") if family.task == "sst2" else "fp32",
+        precision=best_precision("cpu", materials.info.d_model),
         tokens_per_pass=TOKENS_PER_PASS["cpu"][0],
         num_lanes=torch.get_num_threads(),
     )

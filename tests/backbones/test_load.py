@@ -134,21 +134,26 @@ class TestLoading:
         assert backbone.dtype == backbone.embed(torch.tensor([3])).dtype == expected
 
     @pytest.mark.parametrize(
-        ("device", "flags", "expected"),
-        [("cuda", "", "bf16"), ("cpu", "avx512f avx512_bf16 amx_tile", "bf16"), ("cpu", "avx2 avx512f", "fp32")],
+        ("device", "flags", "d_model", "expected"),
+        [
+            ("cuda", "", 128, "bf16"),
+            ("cpu", "avx512f avx512_bf16 amx_tile", 512, "bf16"),
+            ("cpu", "avx512f avx512_bf16 amx_tile", 128, "fp32"),
+            ("cpu", "avx2 avx512f", 512, "fp32"),
+        ],
     )
-    def test_best_precision_is_bf16_where_the_device_multiplies_it(
-        self, monkeypatch: pytest.MonkeyPatch, device: str, flags: str, expected: str
+    def test_best_precision_is_bf16_where_the_device_multiplies_it_and_products_are_wide(
+        self, monkeypatch: pytest.MonkeyPatch, device: str, flags: str, d_model: int, expected: str
     ) -> None:
         monkeypatch.setattr(Path, "read_text", lambda _: f"flags\t\t: fpu {flags}\n")
-        assert best_precision(device) == expected
+        assert best_precision(device, d_model) == expected
 
     def test_best_precision_of_an_unknown_processor_is_fp32(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(_: Path) -> str:
             raise FileNotFoundError
 
         monkeypatch.setattr(Path, "read_text", fail)
-        assert best_precision("cpu") == "fp32"
+        assert best_precision("cpu", 512) == "fp32"
 
     def test_dtype_is_float32_where_nothing_is_asked(self, tmp_path: Path) -> None:
         backbone = loaded(save_tiny_t5(tmp_path / "model", dtype=torch.bfloat16))
