@@ -39,19 +39,21 @@ class Course:
         near_s: To the first score within 0.01 of the best that this search found.
         total_s: To the end of its last trial.
         best: The best score.
+        steps: Optimizer steps of all trials.
     """
 
     first_s: float
     near_s: float
     total_s: float
     best: float
+    steps: int
 
     @classmethod
-    def of(cls, scores: list[tuple[float, float]], begun: float, ended: float) -> Course:
+    def of(cls, scores: list[tuple[float, float]], begun: float, ended: float, steps: int) -> Course:
         """From pairs of time and score, in the order of time."""
         best = max(score for _, score in scores)
         near = next(when for when, score in scores if score >= best - NEAR)
-        return cls(scores[0][0] - begun, near - begun, ended - begun, best)
+        return cls(scores[0][0] - begun, near - begun, ended - begun, best, steps)
 
 
 # -- ours ------------------------------------------------------------------------------------------------------------
@@ -67,7 +69,8 @@ def search(options: argparse.Namespace, model: str, folder: Path) -> Course:
     run(command, folder.with_suffix(".log"))
     events = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
     scores = [(e["time"], e["score"]) for e in events if e["event"] == "reported" and "score" in e]
-    return Course.of(scores, begun, max(e["time"] for e in events if e["event"] == "ended"))
+    steps = {e["trial"]: e["step"] for e in events if e["event"] == "reported"}  # the last of each
+    return Course.of(scores, begun, max(e["time"] for e in events if e["event"] == "ended"), sum(steps.values()))
 
 
 def task_words(options: argparse.Namespace) -> list[str]:
@@ -99,7 +102,7 @@ def stock_search(options: argparse.Namespace, model: str, folder: Path, kept: bo
     run(command, folder.with_suffix(".log"))
     lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     scores = [(line["time"], line["score"]) for line in lines if "score" in line]
-    return Course.of(scores, begun, lines[-1]["time"])
+    return Course.of(scores, begun, lines[-1]["time"], sum(line.get("steps", 0) for line in lines))
 
 
 _kept: dict[str, Any] = {}  # the engine of a process that trains several trials
@@ -127,11 +130,11 @@ def stock_trial(config: dict[str, Any], materials: Any, settings: dict[str, Any]
     space = materials.space.at(engine.backbone.embedding_rms)
     slot = engine.join(space.config(config, **sizes, seed=0, data_seed=0))
     try:
-        for step in steps:
+        for before, step in zip([0, *steps], steps, strict=False):
             while engine.step_of(slot) < step:
                 engine.step([slot])
             (evaluation,) = engine.evaluate([slot])
-            note(settings["log"], score=evaluation.score.value)
+            note(settings["log"], score=evaluation.score.value, steps=step - before)
             tune.report({"step": step, METRIC: evaluation.score.value})
     finally:
         engine.leave(slot)
@@ -211,12 +214,13 @@ def measure(options: argparse.Namespace, scratch: Path) -> str:
             print(f"{name}: {course}", flush=True)
 
     def cells(name: str) -> tuple[Any, ...]:
-        fields = ("total_s", "first_s", "near_s", "best")
+        fields = ("total_s", "first_s", "near_s", "best", "steps")
         timings = [Timing(tuple(getattr(course, field) for course in courses[name])) for field in fields]
         ours = Timing(tuple(course.total_s for course in courses["ours"]))
         return (name, *timings, f"{timings[0].median / ours.median:.2f}")
 
-    head = ["side", "whole search, s", "first score, s", f"within {NEAR} of its best, s", "best", "over ours"]
+    near = f"within {NEAR} of its best, s"
+    head = ["side", "whole search, s", "first score, s", near, "best", "trial-steps", "over ours"]
     return markdown(head, [cells(name) for name in courses])
 
 
