@@ -164,7 +164,8 @@ class Engine:
         """The whole state of the trial in a slot, on the CPU."""
         seat = self._seat(slot)
         self._settle(slot, seat)
-        tensors, first, second = (self._unpacked(flat_KN[slot], seat.sizes) for flat_KN in self._flat)
+        rows = torch.stack([flat_KN[slot] for flat_KN in self._flat]).cpu()  # a GPU is waited for once
+        tensors, first, second = (self._layout.unpack(row_N, seat.sizes) for row_N in rows)
         return TrialState(
             self.method.name, seat.config, seat.sizes, seat.step, tensors, first, second, seat.loss_sum, seat.loss_count
         )
@@ -399,9 +400,6 @@ class Engine:
 
     def _moved(self, values: Sequence[Any], dtype: torch.dtype | None = None) -> Tensor:
         return moved(torch.tensor(values, dtype=dtype), self._device)
-
-    def _unpacked(self, flat_N: Tensor, sizes: Sizes) -> dict[str, Tensor]:
-        return {name: tensor.cpu() for name, tensor in self._layout.unpack(flat_N, sizes).items()}
 
     def _settle(self, slot: int, seat: _Seat) -> None:
         """Move the loss summed on the device into the seat."""
