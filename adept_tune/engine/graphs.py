@@ -70,8 +70,7 @@ class PassGraphs:
         held = bool(self._graphs)
         self._graphs.clear()
         self._room.clear()
-        if held:
-            self._capture = self._given or _capture_into_a_pool()  # one that lost all its graphs takes no more
+        self._capture = self._given or _capture_into_a_pool()  # a pool that lost all its graphs takes no more
         return held
 
     def run(self, embeds_PWD: Tensor, mask_PW: Tensor, target_PT: Tensor, target_mask_PT: Tensor) -> Outputs:

@@ -68,8 +68,8 @@ def splitting(num_rows: int, num_tokens: int, another_way: bool) -> Iterator[Non
 class PassLimits:
     """How much goes into a training pass; whenever memory runs out it is less, and stays so.
 
-    Lanes are halved first, then the tokens of a pass; where one row is too much, gradient checkpointing is the last
-    resort, since splitting a batch costs less than a second forward.
+    What can be forgotten goes first, then lanes are halved, then the tokens of a pass; where one row is too much,
+    gradient checkpointing is the last resort, since splitting a batch costs less than a second forward.
 
     Args:
         lanes: Where passes run.
@@ -94,13 +94,15 @@ class PassLimits:
     def keep(self, backbone: Backbone, passes: Callable[[], A], forget: Callable[[], bool] = nothing) -> A:
         """Make all passes of a step, and where one does not fit, all anew: without what can be forgotten, else within
         less."""
-        given = self.tokens_per_pass
+        given, forgotten = self.tokens_per_pass, False
         while True:
             try:
                 with backbone.recomputing(self._recompute):
                     return passes()
             except TooLarge as large:
-                if forget() or self.lanes.halve():
+                if not forgotten and forget():
+                    forgotten = True
+                elif self.lanes.halve():
                     pass
                 elif large.num_rows > 1:
                     self.tokens_per_pass = large.num_tokens // 2

@@ -137,7 +137,7 @@ class Reader:
         self._pad_id = pad_id
         self._also = also
         self._max_target_length = max_target_length
-        # Whatever the lanes: prediction cuts the rows as the test did. Halved whenever the device runs out of memory.
+        # Whatever the lanes: prediction cuts the rows as the test did. Halved where the device runs out of memory.
         self._tokens_per_pass = 4096 if backbone.device.type == "cpu" else 65536
 
     @property

@@ -28,6 +28,7 @@ T = TypeVar("T")
 Split = Literal["validation", "test"]
 
 STOPPED = "the search was stopped"
+AHEAD_BYTES = 64 * 2**20  # of a state; a trial with a larger one waits until its report is taken
 LONG_S = 2.0  # of all trials' step; one tells as much as several short ones
 SETTLING_STEPS = 8  # before steps of replayed passes are timed: shapes that recur are captured meanwhile
 
@@ -63,17 +64,19 @@ class HostPlan:
 
 @dataclass(frozen=True)
 class Saved:
-    """A trial that was stopped on its way.
+    """A trial that was stopped on its way, or at a report that the search has not taken.
 
     Attributes:
         name: Of the trial.
-        step: Where it stands; not reported yet.
+        step: Where it stands.
         blob: Its state there.
+        report: What it has to tell there; None on its way.
     """
 
     name: str
     step: int
     blob: bytes
+    report: Report | None = None
 
 
 @dataclass
@@ -101,6 +104,21 @@ class _Goal:
     blob: bytes | None = None
 
 
+@dataclass
+class _Kept:
+    """A report's state, until the trial is asked to go further than the report.
+
+    Attributes:
+        report: That report.
+        blob: The state there.
+        taken: Whether it was fetched, which is done once the report has arrived.
+    """
+
+    report: Report
+    blob: bytes
+    taken: bool = False
+
+
 class Host:
     """Trains trials of one device. All methods are coroutines of one Ray actor; the engine works in one thread.
 
@@ -121,7 +139,7 @@ class Host:
         self._seats: dict[str, tuple[int, int]] = {}  # trial name -> (incarnation, slot)
         self._goals: dict[str, _Goal] = {}
         self._ahead: dict[str, _Goal] = {}  # goals of trials that went on by themselves and have not asked for yet
-        self._kept: dict[str, dict[int, bytes]] = {}  # trial name -> step -> state of a report that was not taken yet
+        self._kept: dict[str, dict[int, _Kept]] = {}  # trial name -> step -> what was reported there
         self._pump_task: asyncio.Task[None] | None = None
         self._halt = threading.Event()
         self._dismissed = False
@@ -194,8 +212,8 @@ class Host:
             step: Where to.
             evaluate: Whether to evaluate it there.
             keep: Whether its state there is to be fetched.
-            then: Step that it goes on to meanwhile, and whether to evaluate there: nothing can stop it before. It
-                waits there until it is asked to be there.
+            then: Step that it goes on to meanwhile, and whether to evaluate there: where no rung decides, it seldom
+                ends. It waits there until it is asked to be there.
 
         Returns:
             Fields of a `Report`.
@@ -207,6 +225,9 @@ class Host:
             goal = self._set_out(name, slot, step, evaluate, keep)
         assert (goal.step, goal.evaluate) == (step, evaluate), f"{name} is on its way to {goal.step}, not to {step}"
         goal.then = then
+        kept = self._kept.get(name, {})
+        for past in [each for each in kept if each < step]:  # whoever asks for more has told of these
+            del kept[past]
         if goal.reached.done():  # by itself
             self._go_on(name, goal)
         if self._pump_task is None or self._pump_task.done():
@@ -214,25 +235,35 @@ class Host:
         return asdict(await goal.reached)
 
     async def fetch_state(self, name: str, incarnation: int, step: int) -> bytes:
-        """The trial's state at a step that it has reported; it is given once."""
+        """The trial's state at a step that it has reported and not gone on from.
+
+        Raises:
+            RuntimeError: A later incarnation took its place, or nothing was kept of that step.
+        """
         self._slot(name, incarnation)
-        return self._kept[name].pop(step)
+        kept = self._kept.get(name, {}).get(step)
+        if kept is None:
+            raise RuntimeError(f"{name}: no state was kept at step {step}")
+        kept.taken = True
+        return kept.blob
 
     async def halt(self) -> list[Saved]:
-        """Train no more, and give the states of the trials that were on their way to a report.
+        """Train no more, and give the reports that were not taken, and the states of the trials on their way to one.
 
-        A step is given up between two passes and an evaluation between two parts of it. A trial with a report that the
-        search has not taken is left out: it goes on from the state of the last one that it has.
+        A step is given up between two passes and an evaluation between two parts of it. What is given of a trial is in
+        the order of its steps.
         """
         self._halt.set()
         engine = self._ready()
         async with self._taking():
-            on_their_way = [
-                (name, goal)
-                for name, goal in self._goals.items()
-                if not goal.reached.done() and not self._kept.get(name)
+            on_their_way = [(name, goal) for name, goal in self._goals.items() if not goal.reached.done()]
+            untaken = [
+                Saved(name, step, each.blob, each.report)
+                for name, kept in self._kept.items()
+                for step, each in sorted(kept.items())
+                if not each.taken
             ]
-            return [
+            return untaken + [
                 Saved(name, engine.step_of(goal.slot), await self._in_thread(lambda g=goal: self._blob(engine, g.slot)))  # type: ignore[misc]
                 for name, goal in on_their_way
             ]
@@ -244,6 +275,7 @@ class Host:
             if not goal.reached.done():
                 goal.reached.set_exception(RuntimeError(STOPPED))
         self._goals.clear()
+        self._ahead.clear()
         async with self._taking():
             self._freed.notify_all()
 
@@ -355,13 +387,15 @@ class Host:
     def _set_out(self, name: str, slot: int, step: int, evaluate: bool, keep: bool) -> _Goal:
         """Give a trial a goal."""
         reached = asyncio.get_running_loop().create_future()
+        reached.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may ask for it any more
         goal = self._goals[name] = _Goal(slot, step, evaluate, keep, None, time.monotonic(), reached)
         self._joined = True
         return goal
 
     def _go_on(self, name: str, goal: _Goal) -> None:
-        """Where nothing can stop a trial at the goal that it reached, set out for the next before that is asked for."""
-        if goal.then is not None and goal.reached.exception() is None and not goal.reached.result().diverged:
+        """Set out for the next goal before that is asked for, where no rung decides and the state is no large one."""
+        diverged = goal.reached.exception() is not None or goal.reached.result().diverged
+        if goal.then is not None and not diverged and len(goal.blob or b"") <= AHEAD_BYTES:
             self._ahead[name] = self._set_out(name, goal.slot, *goal.then, goal.keep)
 
     async def _pump(self) -> None:
@@ -380,7 +414,7 @@ class Host:
                         continue
                     if isinstance(outcome, Report):
                         if goal.blob is not None:
-                            self._kept.setdefault(name, {})[outcome.step] = goal.blob
+                            self._kept.setdefault(name, {})[outcome.step] = _Kept(outcome, goal.blob)
                         goal.reached.set_result(outcome)
                         self._go_on(name, goal)
                     else:
@@ -395,7 +429,7 @@ class Host:
         while not self._halt.is_set():
             there = {name: goal for name, goal in goals.items() if self._over(engine, goal)}
             if there:
-                return _each(there, lambda some: self._reports(engine, some))
+                return self._reports(engine, there)
             failed = _each(goals, lambda some: _step(engine, some))
             if failed or self._wanted or self._joined:
                 return failed
@@ -407,32 +441,45 @@ class Host:
         at_once = engine.backbone.device.type == "cpu"
         return engine.step_of(goal.slot) >= goal.step or (at_once and engine.diverged(goal.slot))
 
-    def _reports(self, engine: "Engine", goals: Mapping[str, _Goal]) -> dict[str, Report]:
+    def _reports(self, engine: "Engine", goals: Mapping[str, _Goal]) -> dict[str, Report | Exception]:
         """What trials that reached their step have to tell; those to be evaluated are evaluated together."""
+        outcomes: dict[str, Report | Exception] = {}
+        for name, evaluated in _each(goals, lambda some: self._evaluated(engine, some)).items():
+            if isinstance(evaluated, Exception):
+                outcomes[name] = evaluated
+            else:
+                alone = {name: goals[name]}
+                outcomes |= _each(alone, lambda one, e=evaluated: self._report(engine, one, e))  # type: ignore[misc]
+        return outcomes
+
+    @staticmethod
+    def _evaluated(engine: "Engine", goals: Mapping[str, _Goal]) -> dict[str, "Evaluation | None"]:
         from adept_tune.engine.memory import trim
 
-        diverged = {name for name, goal in goals.items() if engine.diverged(goal.slot)}
-        to_evaluate = [name for name, goal in goals.items() if goal.evaluate and name not in diverged]
-        evaluated: dict[str, Evaluation] = {}
-        if to_evaluate:
-            evaluations = engine.evaluate([goals[name].slot for name in to_evaluate])
-            evaluated = dict(zip(to_evaluate, evaluations, strict=True))
+        wanted = [name for name, goal in goals.items() if goal.evaluate and not engine.diverged(goal.slot)]
+        found: dict[str, Evaluation | None] = dict.fromkeys(goals)
+        if wanted:
+            found |= zip(wanted, engine.evaluate([goals[name].slot for name in wanted]), strict=True)
             trim(engine.backbone.device)
-        reports = {}
-        for name, goal in goals.items():
-            evaluation = evaluated.get(name)
-            reports[name] = Report(
-                step=engine.step_of(goal.slot),
-                train_loss=engine.train_loss(goal.slot),
-                score=evaluation.score.value if evaluation else None,
-                standard_error=evaluation.score.standard_error if evaluation else None,
-                loss=evaluation.loss if evaluation else None,
-                diverged=name in diverged,
-                seconds=time.monotonic() - goal.since,
-            )
-            if goal.keep and name not in diverged:
-                goal.blob = self._blob(engine, goal.slot)
-        return reports
+        return found
+
+    def _report(
+        self, engine: "Engine", goals: Mapping[str, _Goal], evaluation: "Evaluation | None"
+    ) -> dict[str, Report]:
+        """What one trial tells, and its state there; the mean of its losses starts anew."""
+        ((name, goal),) = goals.items()
+        report = Report(
+            step=engine.step_of(goal.slot),
+            train_loss=engine.train_loss(goal.slot),
+            score=evaluation.score.value if evaluation else None,
+            standard_error=evaluation.score.standard_error if evaluation else None,
+            loss=evaluation.loss if evaluation else None,
+            diverged=engine.diverged(goal.slot),
+            seconds=time.monotonic() - goal.since,
+        )
+        if goal.keep and not report.diverged:
+            goal.blob = self._blob(engine, goal.slot)
+        return {name: report}
 
     def _taking(self) -> "_Taking":
         return _Taking(self)
@@ -451,12 +498,10 @@ class Host:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
-def _each(
-    goals: Mapping[str, _Goal], do: Callable[[Mapping[str, _Goal]], Mapping[str, Report]]
-) -> dict[str, Report | Exception]:
+def _each(goals: Mapping[str, _Goal], do: Callable[[Mapping[str, _Goal]], Mapping[str, T]]) -> dict[str, T | Exception]:
     """Do something for all trials together, and where that raises for each alone, so that only the guilty one fails.
 
-    What is done must change nothing where it raises.
+    What is done for several must change nothing where it raises.
     """
     from adept_tune.engine.reading import Halted
 

@@ -295,8 +295,17 @@ class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
         self._judge_silent()
         if self._reins.pulled and not self._reins.saved:
             self._reins.saved = True
+            ended: set[str] = set()
             for saved in self._halted():
-                self._reins.write(lambda s=saved: self._work.save(s.name, s.step, s.blob), None)  # type: ignore[misc]
+                if saved.name not in ended and self._reins.write(lambda s=saved: self._kept(s), False):  # type: ignore[misc]
+                    ended.add(saved.name)
+
+    def _kept(self, saved: Saved) -> bool:
+        """Take what a host had when it was halted. Returns whether its trial ends there."""
+        if saved.report is not None:
+            return self._work.report(saved.name, saved.report, lambda: saved.blob)
+        self._work.save(saved.name, saved.step, saved.blob)
+        return False
 
     def _halted(self) -> list[Saved]:
         """The states of what was on its way; none where the broker is gone."""

@@ -30,7 +30,7 @@ def run_trial(config: dict[str, Any]) -> None:
         for step, later in zip(steps, [*steps[1:], None], strict=True):
             new = step > seat.reported
             evaluate = new and step in evaluations
-            # Only where it is evaluated can a trial be told to stop, so elsewhere its host need not wait for us.
+            # Rungs decide where it is evaluated; elsewhere its host need not wait for us.
             then = (later, later in evaluations) if new and not evaluate and later is not None else None
             report = ray.get(seat.host.train_to.remote(name, seat.incarnation, step, evaluate, new, then))
             if new:

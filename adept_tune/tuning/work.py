@@ -61,7 +61,7 @@ class Report:
         standard_error: Of the score.
         loss: Validation loss, where it was evaluated.
         diverged: Whether a loss or gradient was not finite; the trial ends here.
-        seconds: Wall time since the trial was last told to train.
+        seconds: Wall time since the trial was last told to train, or went on by itself.
     """
 
     step: int

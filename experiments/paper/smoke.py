@@ -118,7 +118,7 @@ def drive(work: Work, broker: str, share: Share, max_failures: int, interrupt: I
                 call("join", name, 0, job.config.model_dump(mode="json"), None)
                 for step in job.reports:
                     report = Report(**call("train_to", name, 0, step, step in job.evaluations))
-                    if work.report(name, report, lambda n=name: call("fetch_state", n, 0)):  # type: ignore[misc]
+                    if work.report(name, report, lambda n=name, s=step: call("fetch_state", n, 0, s)):  # type: ignore[misc]
                         break
             except ray.exceptions.RayTaskError as error:
                 work.end(name, End.FAILED, " ".join(str(error.cause).split())[:300], str(error))

@@ -87,16 +87,19 @@ def test_a_trial_goes_on_while_its_report_is_on_its_way_but_no_further_than_wher
         while host._goals:  # nobody has asked for it to be at 6
             await asyncio.sleep(0.01)
         assert host._engine.step_of(0) == 6
-        states = [await host.fetch_state("a", 0, 3)]
+        states = [await host.fetch_state("a", 0, 3) for _ in range(2)][1:]
         told.append(await host.train_to("a", 0, 6, True, then=(9, False)))
+        with pytest.raises(RuntimeError, match="no state was kept at step 3"):
+            await host.fetch_state("a", 0, 3)
+        states.append(await host.fetch_state("a", 0, 6))
         told.append(await host.train_to("a", 0, 9, False))
-        states += [await host.fetch_state("a", 0, step) for step in (6, 9)]
+        states.append(await host.fetch_state("a", 0, 9))
         for step, evaluate, found, state in zip((3, 6, 9), (False, True, False), told, states, strict=True):
             expected = await reference.train_to("a", 0, step, evaluate)
             assert {**found, "seconds": 0} == {**expected, "seconds": 0}
             assert state == await reference.fetch_state("a", 0, step)
         assert not host._ahead
-        assert not any(host._kept.values())
+        assert list(host._kept["a"]) == [9]
 
     run(scene())
 
@@ -118,17 +121,18 @@ def test_a_trial_that_diverges_or_leaves_does_not_go_on():
     run(scene())
 
 
-def test_halting_leaves_out_a_trial_that_went_on_from_a_report_that_was_not_taken():
+def test_halting_gives_reports_that_were_not_taken_and_then_what_came_after():
     async def scene():
         host = made_host()
         for name in "ab":
             await host.join(name, 0, settings(0), None)
             await host.train_to(name, 0, 3, False, then=(400, False))
         taken = await host.fetch_state("b", 0, 3)
-        (saved,) = await host.halt()
-        assert saved.name == "b"
-        assert 3 <= saved.step < 400
-        assert await host.fetch_state("a", 0, 3) == taken
+        reported, *later = await host.halt()
+        assert (reported.name, reported.step, reported.report.step, reported.blob) == ("a", 3, 3, taken)
+        assert sorted(saved.name for saved in later) == ["a", "b"]
+        assert all(saved.report is None and 3 <= saved.step < 400 for saved in later)
+        assert await host.fetch_state("a", 0, 3) == taken  # Tune may still hear of it
 
     run(scene())
 
@@ -138,9 +142,9 @@ def test_a_later_incarnation_takes_the_place_of_an_earlier_one():
         host = made_host(num_slots=1)
         await host.join("a", 0, settings(0), None)
         await host.train_to("a", 0, 1, False)
+        state = await host.fetch_state("a", 0, 1)
         dead = asyncio.create_task(host.train_to("a", 0, 400, False))
         await asyncio.sleep(0.05)
-        state = await host.fetch_state("a", 0, 1)
         await host.join("a", 1, settings(0), state)
         with pytest.raises(asyncio.CancelledError):
             await dead
@@ -244,8 +248,9 @@ def test_halting_gives_the_states_of_trials_on_their_way_and_trains_no_more():
         await host.join("b", 0, settings(1), None)
         far = asyncio.create_task(host.train_to("a", 0, 400, False))
         assert (await host.train_to("b", 0, 3, True))["step"] == 3  # has reported and waits for a decision
-        (saved,) = await host.halt()
-        assert saved.name == "a"
+        reported, saved = await host.halt()
+        assert (reported.name, reported.step, reported.report.score is None) == ("b", 3, False)
+        assert (saved.name, saved.report) == ("a", None)
         assert 0 < saved.step < 400
         later = asyncio.create_task(host.train_to("b", 0, 9, False))
         await asyncio.sleep(0.1)
