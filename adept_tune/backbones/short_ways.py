@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from torch.nn import GELU
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu
+from transformers.activations import NewGELUActivation
 
 from adept_tune.backbones.attention import use_shared_bias
 from adept_tune.backbones.cross import use_short_cross_attention
@@ -18,8 +21,16 @@ def use_short_ways(model: Any) -> None:
 
 
 def use_fused_gelu(model: Any) -> None:
-    """Replace the GELU that transformers writes in eight operations by torch's, which is one and errs less in bf16."""
-    for module in [*model.modules()]:
-        for name, part in module.named_children():
-            if type(part).__name__ == "NewGELUActivation":
-                setattr(module, name, GELU("tanh"))
+    """Let the GELU that transformers writes in eight operations be one while gradients are wanted."""
+    for module in model.modules():
+        if type(module) is NewGELUActivation:
+            module.__class__ = FusedGELU
+
+
+class FusedGELU(NewGELUActivation):  # type: ignore[misc]  # transformers has no types for it
+    """`NewGELUActivation`; in training answers that differ in rounding, else equal ones, as an exported model gives."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """See `NewGELUActivation`."""
+        answer: Tensor = gelu(input, approximate="tanh") if torch.is_grad_enabled() else super().forward(input)
+        return answer
