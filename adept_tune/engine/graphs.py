@@ -28,11 +28,21 @@ Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], None], Outputs]]
 
 
 def nll_and_gradient(
-    backbone: Backbone, embeds_PWD: Tensor, mask_PW: Tensor, target_PT: Tensor, target_mask_PT: Tensor
+    backbone: Backbone,
+    embeds_PWD: Tensor,
+    mask_PW: Tensor,
+    target_PT: Tensor,
+    target_mask_PT: Tensor,
+    counted_PT: Tensor | None = None,
 ) -> Outputs:
-    """Losses `(P, T)` of a pass, see `Backbone.target_nll`, and the gradient of their sum in the embeddings."""
+    """Losses `(P, T)` of a pass, see `Backbone.target_nll`, and the gradient of their sum in the embeddings.
+
+    Where the device is told which of them count, the others are zero, though they were made.
+    """
     leaf_PWD = embeds_PWD.detach().requires_grad_()
     nll_PT = backbone.target_nll(leaf_PWD, mask_PW, target_PT, target_mask_PT)
+    if counted_PT is not None:
+        nll_PT = nll_PT.where(counted_PT, nll_PT.new_zeros(()))
     (gradient_PWD,) = torch.autograd.grad(nll_PT.sum(), leaf_PWD)
     return nll_PT.detach(), gradient_PWD
 
@@ -105,11 +115,8 @@ class PassGraphs:
         every = torch.ones(target_PT.shape, dtype=torch.bool)
 
         def compute() -> Outputs:
-            leaf_PWD = inputs[0].detach().requires_grad_()
-            nll_PT = self._backbone.target_nll(leaf_PWD, *inputs[1:3], every)
-            nll_PT = nll_PT.where(inputs[3], nll_PT.new_zeros(()))
-            (gradient_PWD,) = torch.autograd.grad(nll_PT.sum(), leaf_PWD)
-            return nll_PT.detach(), written_PWD.copy_(gradient_PWD)
+            nll_PT, gradient_PWD = nll_and_gradient(self._backbone, *inputs[:3], every, inputs[3])
+            return nll_PT, written_PWD.copy_(gradient_PWD)
 
         try:
             self._graphs[shape] = _Graph(inputs, *self._capture(compute))

@@ -10,6 +10,7 @@ from transformers.integrations import sdpa_attention
 from adept_tune.backbones.attention import NAME, attend, use_shared_bias
 from adept_tune.backbones.decoder_only import DecoderOnly
 from adept_tune.backbones.encoder_decoder import EncoderDecoder
+from tests.support.comparing import assert_same_losses_and_gradients
 from tests.support.decoders import tiny_decoder
 from tests.support.tiny import tiny_t5
 
@@ -119,13 +120,5 @@ def test_a_model_gives_the_same_losses_and_gradients(family):
     use_shared_bias(products.model)
     named = {part.config._attn_implementation for part in products.model.modules() if hasattr(part, "config")}
     assert named == {NAME}
-    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
     target, target_mask = torch.tensor([[6, 7, 1], [8, 1, 0]]), torch.tensor([[True] * 3, [True, True, False]])
-    embeds = torch.randn(2, 6, kernel.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = []
-    for one in (kernel, products):
-        leaf = embeds.clone().requires_grad_()
-        nll = one.target_nll(leaf, mask, target, target_mask)
-        found.append((nll.detach(), torch.autograd.grad(nll.sum(), leaf)[0]))
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    assert_same_losses_and_gradients(kernel, products, target, target_mask)

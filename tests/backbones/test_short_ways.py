@@ -8,6 +8,7 @@ from adept_tune.backbones.attention import NAME
 from adept_tune.backbones.cross import ShortCrossAttention
 from adept_tune.backbones.encoder_decoder import EncoderDecoder
 from adept_tune.backbones.short_ways import FusedGELU, use_fused_gelu, use_short_ways
+from tests.support.comparing import assert_same_losses_and_gradients
 from tests.support.tiny import tiny_t5
 
 
@@ -17,16 +18,8 @@ def test_losses_and_gradients_of_a_gated_t5_are_the_same():
     kinds = {type(module) for module in short.model.modules()}
     assert {FusedGELU, ShortCrossAttention} <= kinds
     assert short.model.encoder.config._attn_implementation == NAME
-    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
     target, target_mask = torch.tensor([[6, 1], [8, 0]]), torch.tensor([[True, True], [True, False]])
-    embeds = torch.randn(2, 6, long.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = []
-    for backbone in (long, short):
-        leaf = embeds.clone().requires_grad_()
-        nll = backbone.target_nll(leaf, mask, target, target_mask)
-        found.append((nll.detach(), torch.autograd.grad(nll.sum(), leaf)[0]))
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    assert_same_losses_and_gradients(long, short, target, target_mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
