@@ -80,6 +80,12 @@ class Backbone(ABC):
         """
 
     @property
+    def grain(self) -> int:
+        """Rows that a pass is best a multiple of. A CPU's products in bf16 are compiled for each shape, which takes as
+        long as a narrow model's product itself, and the last 1,024 are kept: shapes have to recur."""
+        return 8 if self.device.type == "cpu" and self.dtype == torch.bfloat16 else 1
+
+    @property
     def may_recompute(self) -> bool:
         """Whether `recomputing` is possible: not where a layer reads a prefix from a cache, which it would lose."""
         return self._prefix is None

@@ -268,8 +268,8 @@ class Engine:
             nll_K = torch.zeros(len(seats), dtype=self._dtype, device=self._device)
             gradient_KN = torch.zeros(len(seats), self._layout.num_columns, dtype=self._dtype, device=self._device)
             lanes = self.limits.lanes
-            most, even = self.limits.tokens_per_pass, self.graphs is not None
-            cut = passes(rows, prompt_lengths, train.sources.lengths, most, lanes.count, even)
+            most, even, grain = self.limits.tokens_per_pass, self.graphs is not None, self.backbone.grain
+            cut = passes(rows, prompt_lengths, train.sources.lengths, most, lanes.count, even, grain)
             for batch, trial_J, nll_J, gradient_JN in lanes.run(backward, cut):
                 nll_K.index_add_(0, trial_J, nll_J)
                 gradient_KN.index_add_(0, trial_J, gradient_JN)

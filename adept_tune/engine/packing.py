@@ -96,6 +96,7 @@ def passes(
     tokens_per_pass: int | None,
     num_lanes: int = 1,
     even: bool = False,
+    grain: int = 1,
 ) -> Iterator[list[Piece]]:
     """Cut the rows of some trials into passes.
 
@@ -107,6 +108,7 @@ def passes(
         num_lanes: Passes that run at a time. Where rows allow it there are a multiple of so many, of like size.
         even: Give all passes as many rows, or one less, so that shapes recur; the tokens of a pass are then those of
             rows as wide as a multiple of eight, and lanes do not matter.
+        grain: Rows of a pass are a multiple of so many, where that fits and there are more.
 
     Yields:
         One piece for each trial that has rows in the pass, in the order of the trials.
@@ -118,7 +120,7 @@ def passes(
     length_N = lengths[row_N] + np.repeat(np.asarray(prompt_lengths), sizes)
     order_N = np.lexsort((trial_N, length_N))
     ascending = length_N[order_N]
-    cuts = _equal_cuts(ascending, tokens_per_pass) if even else _lane_cuts(ascending, tokens_per_pass, num_lanes)
+    cuts = _equal_cuts(ascending, tokens_per_pass) if even else _lane_cuts(ascending, tokens_per_pass, num_lanes, grain)
     for chosen in np.split(order_N, cuts):
         chosen.sort()  # by trial, and by place within a trial
         trials, begins = np.unique(trial_N[chosen], return_index=True)
@@ -140,16 +142,16 @@ def _equal_cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None) -> li
     return ends[:-1]
 
 
-def _lane_cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None, num_lanes: int) -> list[int]:
+def _lane_cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None, num_lanes: int, grain: int) -> list[int]:
     """Where to cut rows of ascending lengths for lanes that all are to be busy to the end."""
-    cuts = _cuts(ascending, tokens_per_pass)
+    cuts = _cuts(ascending, tokens_per_pass, grain)
     if num_lanes == 1:
         return cuts
     wanted = num_lanes * -(-(len(cuts) + 1) // num_lanes)
     low, high = int(ascending[-1]), tokens_per_pass or len(ascending) * int(ascending[-1])
     while low < high:  # the smallest passes that are no more
         middle = (low + high) // 2
-        fewer = _cuts(ascending, middle)
+        fewer = _cuts(ascending, middle, grain)
         if len(fewer) < wanted:
             cuts, high = fewer, middle
         else:
@@ -157,15 +159,16 @@ def _lane_cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None, num_la
     return cuts
 
 
-def _cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None) -> list[int]:
+def _cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None, grain: int) -> list[int]:
     """Where to cut rows of ascending lengths."""
     if tokens_per_pass is None:
         return []
     cuts, start = [], 0
     for i, length in enumerate(ascending.tolist()):
         if i > start and (i - start + 1) * length > tokens_per_pass:
-            cuts.append(i)
-            start = i
+            whole = i - (i - start) % grain
+            start = whole if whole > start and (i - whole + 1) * length <= tokens_per_pass else i
+            cuts.append(start)
     return cuts
 
 

@@ -231,7 +231,7 @@ class Reader:
     def _in_passes(self, trained: Trained, sources: Ragged, answer: Callable[[Sequence[Piece]], None]) -> None:
         """Answer all rows, a pass at a time; out of memory, all over again in smaller passes."""
         rows = [np.arange(len(sources))] * len(trained.labels)
-        prompt_lengths = trained.stacking.prompt_length_K.tolist()
+        prompt_lengths, grain = trained.stacking.prompt_length_K.tolist(), self._backbone.grain
 
         def within(pieces: Sequence[Piece]) -> None:
             with splitting(*extent(pieces, sources.lengths), another_way=self.lanes.count > 1):
@@ -239,7 +239,8 @@ class Reader:
 
         while True:
             try:
-                for _ in self.lanes.run(within, passes(rows, prompt_lengths, sources.lengths, self._tokens_per_pass)):
+                cut = passes(rows, prompt_lengths, sources.lengths, self._tokens_per_pass, grain=grain)
+                for _ in self.lanes.run(within, cut):
                     pass
                 return
             except TooLarge:

@@ -343,6 +343,7 @@ class Host:
 
         from adept_tune.backbones import BackboneInfo
         from adept_tune.engine.build import build_engine
+        from adept_tune.engine.memory import keep_freed
         from adept_tune.methods import get_method
         from adept_tune.tuning.carried import model_here
 
@@ -351,6 +352,8 @@ class Host:
         if broker is not None:
             info = model_here(info, lambda: ray.get(ray.get(broker.model.remote())[0]))
         torch.set_num_threads(plan.num_threads)
+        if plan.device == "cpu":
+            keep_freed()
         return build_engine(
             info,
             get_method(plan.method),

@@ -220,7 +220,7 @@ def phases_of(options: argparse.Namespace) -> list[Phase]:
 
 def phase_engine(cell: Cell, device: str, phase: Phase) -> Engine:
     """What a process steps in a phase."""
-    engine = make_engine(cell.info, cell.data, phase.fused, device, cell.precision)
+    engine = make_engine(cell.info, cell.data, phase.fused, device, cell.precision, ours=not phase.stock)
     if phase.fused == 1:
         engine.limits.tokens_per_pass = None
     if phase.stock:

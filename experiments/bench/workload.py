@@ -29,6 +29,7 @@ from adept_tune.backbones.load import Precision
 from adept_tune.engine.build import build_engine
 from adept_tune.engine.config import TrialConfig
 from adept_tune.engine.engine import Engine
+from adept_tune.engine.memory import keep_freed
 from adept_tune.methods import INPUT_SIDE
 from adept_tune.tasks.metrics import chance
 from adept_tune.tasks.tokens import Ragged, TaskData, TokenSplit
@@ -127,8 +128,14 @@ def make_engine(
     device: str,
     precision: Precision,
     num_lanes: int = 1,
+    ours: bool = True,
 ) -> Engine:
-    """An engine with room for the benchmarks' trials, with the tokens a pass that a host tries first."""
+    """An engine with room for the benchmarks' trials, with the tokens a pass that a host tries first.
+
+    Where it is ours, its process keeps what it frees from here on, as a host does.
+    """
+    if ours and device == "cpu":
+        keep_freed()
     config = trial(info, 1)
     engine = build_engine(
         info,

@@ -1,5 +1,8 @@
 """Out of memory, or told to halt: a step is done in smaller passes or not at all, and nothing of it is lost."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -172,3 +175,23 @@ def test_with_all_room_made_a_step_is_bitwise_the_same_whoever_was_here_before()
     used.leave(wide)
     blobs = [advance(engine, [engine.join(TRIALS[0])])[0].to_bytes() for engine in (fresh, used)]
     assert blobs[0] == blobs[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is told, and Linux tells what is resident")
+def test_a_process_keeps_what_it_frees_until_it_trims():
+    program = """
+import torch
+from adept_tune.engine.memory import keep_freed, taken_bytes, trim
+cpu = torch.device("cpu")
+keep_freed()
+before = taken_bytes(cpu)
+passes = [torch.ones(50 * 2**18) for _ in range(4)]
+del passes
+kept = taken_bytes(cpu) - before
+trim(cpu)
+print(kept / 2**20, (taken_bytes(cpu) - before) / 2**20)
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    kept, left = map(float, told.split())
+    assert kept > 190
+    assert left < 60

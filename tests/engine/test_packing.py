@@ -17,11 +17,11 @@ TRIALS = st.lists(
 )
 
 
-@given(trials=TRIALS, limit=st.none() | st.integers(1, 120))
-@settings(max_examples=200, deadline=None)
-def test_every_row_is_read_once_in_passes_that_keep_the_limit(trials, limit):
+@given(trials=TRIALS, limit=st.none() | st.integers(1, 120), lanes=st.integers(1, 3), grain=st.sampled_from([1, 2, 8]))
+@settings(max_examples=300, deadline=None)
+def test_every_row_is_read_once_in_passes_that_keep_the_limit(trials, limit, lanes, grain):
     prompts, rows = [m for m, _ in trials], [np.array(mine) for _, mine in trials]
-    found = list(passes(rows, prompts, LENGTHS, limit))
+    found = list(passes(rows, prompts, LENGTHS, limit, lanes, grain=grain))
     seen = sorted(
         (p.trial, int(place), int(row))
         for part in found
@@ -36,7 +36,7 @@ def test_every_row_is_read_once_in_passes_that_keep_the_limit(trials, limit):
         assert lengths.min() >= last  # shorter rows go first
         last = lengths.max()
         assert limit is None or len(lengths) == 1 or len(lengths) * last <= limit
-    assert limit is not None or len(found) == 1
+    assert limit is not None or lanes > 1 or len(found) == 1
 
 
 @given(trials=TRIALS, limit=st.none() | st.integers(1, 300))
@@ -51,6 +51,13 @@ def test_passes_that_recur_have_equal_rows_and_keep_the_limit_as_wide_as_they_ar
         longest = max(int(LENGTHS[piece.rows].max()) + piece.prompt_length for piece in part)
         assert limit is None or size == 1 or max(sizes) == 1 or size * -(-longest // ALIGNED) * ALIGNED <= limit
     assert limit is not None or len(found) == 1
+
+
+def test_passes_have_whole_grains_of_rows_where_the_limit_admits_them():
+    rows, lengths = [np.arange(50)], np.sort(np.resize([5, 6, 7], 50))
+    assert [len(part[0].rows) for part in passes(rows, [3], lengths, 130, grain=4)] == [16, 12, 12, 10]
+    steep = np.array([1] * 9 + [50])  # what is left of a grain would make the next pass too large
+    assert [len(part[0].rows) for part in passes([np.arange(10)], [0], steep, 60, grain=4)] == [9, 1]
 
 
 def test_rows_of_one_trial_stand_together_where_lengths_are_equal():
