@@ -49,6 +49,9 @@ class SearchInfo:
 class Tracker(ABC):
     """Shows a search to people. Never stops it: only `close` says what could not be shown."""
 
+    def prepare(self) -> None:  # noqa: B027  # most have nothing to do
+        """Get ready for `start`, where that takes time; it may never come. Returns at once."""
+
     @abstractmethod
     def start(self, info: SearchInfo) -> None:
         """Begin a search, or take up again the one that has the same id. Returns at once."""

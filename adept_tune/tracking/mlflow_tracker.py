@@ -1,5 +1,6 @@
 """Shows a search in MLflow, in a local database or on a server."""
 
+import contextlib
 import sys
 import threading
 import time
@@ -53,7 +54,7 @@ class MlflowTracker(Tracker):
         close_limit_s: float = CLOSE_LIMIT_S,
         first_pause_s: float = 0.5,
     ) -> None:
-        """Remember where to write; nothing is touched before `start`.
+        """Remember where to write; nothing is touched before `prepare` or `start`.
 
         Args:
             uri: MLflow tracking URI; None for a database in the experiment folder.
@@ -70,6 +71,7 @@ class MlflowTracker(Tracker):
         self._close_limit_s = close_limit_s
         self._info: SearchInfo | None = None
         self._closed = False
+        self._store: RunStore | None = None
         self._runs: SearchRuns | None = None
         self._writer: OrderedWriter[_Item] = OrderedWriter(
             lambda item: item.write(), self._answers, first_pause_s=first_pause_s
@@ -118,6 +120,11 @@ class MlflowTracker(Tracker):
                 "--port 5000), correct the URI, or keep the runs in the experiment folder: "
                 f"--tracking-uri {self._own_uri}"
             )
+
+    def prepare(self) -> None:
+        """See `Tracker.prepare`. Import MLflow and make the database, while the search waits for its hosts."""
+        self._writer.put(_Item("MLflow", self._prepare))
+        self._writer.start()
 
     def start(self, info: SearchInfo) -> None:
         """See `Tracker.start`. Importing MLflow and making a database go on in the background."""
@@ -169,8 +176,13 @@ class MlflowTracker(Tracker):
             f"({reason}); the journal has them all"
         ]
 
+    def _prepare(self) -> None:
+        with contextlib.suppress(Exception):  # `start` tries again, and what it meets is told
+            self._store = self._open_store()
+
     def _start(self, info: SearchInfo) -> None:
-        runs = SearchRuns(self._open_store(), info)
+        self._store = self._store or self._open_store()
+        runs = SearchRuns(self._store, info)
         runs.open()
         self._runs = runs
 

@@ -63,7 +63,9 @@ class OrderedWriter(Generic[Item]):
         self.last_error: Exception | None = None
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread, once."""
+        if self._thread is not None:
+            return
         self._thread = threading.Thread(target=self._run, name="adept_tune-tracking", daemon=True)
         self._thread.start()
 

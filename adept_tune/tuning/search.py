@@ -163,6 +163,8 @@ def run_search(request: Request, console: Console, hosts: Hosts | None = None, d
             start_ray()
             progress = progress_of(list(Journal(folder / JOURNAL).read()))
             broker = held.enter_context((hosts or _hosts)(draft, materials, progress, folder))
+            if not request.dry_run:
+                tracker.prepare()  # the driver has nothing to do until a host has loaded
             await_gpu(_share(draft, request.address), console.say)
             spec = draft
             if request.resume is not None:

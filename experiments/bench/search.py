@@ -5,9 +5,10 @@ Sides, one after another in each round:
   stock, kept   Ray Tune with actors reused and the backbone kept in each process
   stock         Ray Tune with its defaults: a process a trial, which loads the backbone
 
-A stock trial evaluates and reports at ASHA's rungs and at its end alone, saves nothing and logs nowhere, which is less
-than ours does. Each trial of it has one core, as is Ray's default, or its share of the GPU. Every side begins with its
-imports and with Ray, and its seconds count from the command.
+A stock trial has the model as transformers has it, as in throughput.py; it evaluates and reports at ASHA's rungs and at
+its end alone, saves nothing and logs nowhere, which is less than ours does. Each trial of it has one core, as is Ray's
+default, or its share of the GPU. Every side begins with its imports and with Ray, and its seconds count from the
+command.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workload import PRECISIONS, Timing, find_model, markdown, parser, prepared, publish, scratch_folder
+from workload import PRECISIONS, Timing, find_model, markdown, parser, prepared, publish, scratch_folder, stock_model
 
 METRIC, MODE = "score", "max"
 LOG = "scores.jsonl"
@@ -114,16 +115,16 @@ def stock_trial(config: dict[str, Any], materials: Any, settings: dict[str, Any]
     from ray import tune
 
     from adept_tune.engine.build import build_engine
+    from adept_tune.engine.engine import Engine
 
     torch.set_num_threads(1)
-    engine = _kept.get("engine") or build_engine(
-        materials.info,
-        materials.space.method,
-        materials.data,
-        1,
-        device=settings["device"],
-        precision=settings["precision"],
-    )
+    engine = _kept.get("engine")
+    if engine is None:
+        info, device, precision = materials.info, settings["device"], settings["precision"]
+        engine = build_engine(info, materials.space.method, materials.data, 1, device=device, precision=precision)
+        engine.backbone.model = stock_model(info, device, precision)
+        if isinstance(engine, Engine):
+            engine.graphs = None
     if settings["kept"]:
         _kept["engine"] = engine
     sizes = {"max_steps": settings["max_steps"], "batch_size": settings["batch_size"]}

@@ -69,6 +69,39 @@ class TestMlflowTracker(TrackerContract):
         return fake_tracker(folder, FakeStore())
 
 
+def test_tracker_opens_its_store_once_before_it_starts(tmp_path: Path) -> None:
+    store, opened = FakeStore(), []
+
+    def open_fake() -> FakeStore:
+        opened.append(threading.get_ident())
+        return store
+
+    tracker = MlflowTracker(None, tmp_path, store=open_fake, first_pause_s=0.005)
+    tracker.prepare()
+    while not opened:
+        time.sleep(0.005)
+    assert store.runs == {}
+    tracker.start(INFO)
+    assert tracker.close("FINISHED") == []
+    assert len(opened) == 1
+    assert threading.get_ident() not in opened
+    assert [run.status for run in store.runs.values()] == ["FINISHED"]
+
+
+def test_tracker_that_could_not_prepare_tries_again_and_tells(tmp_path: Path) -> None:
+    attempts = []
+
+    def absent() -> FakeStore:
+        attempts.append(time.monotonic())
+        raise ImportError("no MLflow")
+
+    tracker = MlflowTracker(None, tmp_path, store=absent)
+    tracker.prepare()
+    tracker.start(INFO)
+    assert "refused the search run: ImportError: no MLflow" in tracker.close("FINISHED")[0]
+    assert len(attempts) == 2
+
+
 def test_tracker_dead_server_keeps_events_and_writes_them_in_order(tmp_path: Path) -> None:
     store = FakeStore()
     tracker = fake_tracker(tmp_path, store)
