@@ -26,6 +26,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +122,23 @@ def fused_sides(cell: Cell, options: argparse.Namespace, costs: dict[str, Cost])
         for _ in range(warm_up_steps(options.device)):
             step()
         engine.num_tokens()  # starts them anew
-        step_s = seconds(options.device, step, max(1, options.trial_steps // count))
+        steps_s = rate_of(options.device, step, options.window_s)
         real, read = engine.num_tokens()
         costs[name] = Cost(peak_bytes(engine.backbone.device) / 2**30, 1 - real / read, flops)
-        return count / step_s
+        return count * steps_s
 
     return {way[0]: (lambda w=way: rate(*w)) for way in ways}  # type: ignore[misc]
+
+
+def rate_of(device: str, step: Callable[[], None], window_s: float) -> float:
+    """Steps a second, of the whole ones that begin within a window."""
+    synchronize(device)
+    begun, steps = time.perf_counter(), 0
+    while time.perf_counter() - begun < window_s:
+        step()
+        steps += 1
+    synchronize(device)
+    return steps / (time.perf_counter() - begun)
 
 
 def flops_of(engine: Engine, step: Callable[[], None]) -> int:
@@ -254,12 +266,7 @@ def take_part(config: dict[str, Any], cell: Cell, device: str, phases: list[Phas
                 engine.step(slots)
             synchronize(device)
             meet(Path(room) / f"{phase.name} ready", phase.count)
-            begun, steps = time.perf_counter(), 0
-            while time.perf_counter() - begun < window_s:
-                engine.step(slots)
-                steps += 1
-            synchronize(device)
-            rate = phase.fused * steps / (time.perf_counter() - begun)
+            rate = phase.fused * rate_of(device, partial(engine.step, slots), window_s)
             found[phase.name] = rate, peak_bytes(engine.backbone.device) / 2**30
             for slot in slots:
                 engine.leave(slot)
@@ -369,8 +376,7 @@ def main() -> int:
     p.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="(default: both)")
     p.add_argument("--trials", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="fused (default: %(default)s)")
     p.add_argument("--batch-size", type=int, help="rows of a trial's step (default: 16; 32 on a GPU)")
-    p.add_argument("--trial-steps", type=int, help="of a measurement, at least (default: 16; 160 on a GPU)")
-    p.add_argument("--window-s", type=float, default=8.0, help="of a measurement of stock (default: %(default)s)")
+    p.add_argument("--window-s", type=float, default=8.0, help="in which a side steps (default: %(default)s)")
     p.add_argument("--beside", type=int, default=0, help="busy processes beside every side (default: %(default)s)")
     p.add_argument("--full", action="store_true", help="all models of the device and all lengths")
     options = prepared(p.parse_args())
@@ -378,7 +384,6 @@ def main() -> int:
 
     models, lengths = (FULL if options.full else QUICK)[options.device]
     batch_size = options.batch_size or (16 if options.device == "cpu" else 32)
-    options.trial_steps = options.trial_steps or (16 if options.device == "cpu" else 160)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would make stock lose to whatever else runs
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
