@@ -230,8 +230,8 @@ class InModelEngine:
 
         def all_passes() -> tuple[float, list[Tensor]]:
             loss, sums = 0.0, [torch.zeros_like(master) for master in seat.masters.values()]
-            lanes = self.limits.lanes
-            cut = passes([rows], [0], train.sources.lengths, self.limits.tokens_per_pass, lanes.count)
+            lanes, most, grain = self.limits.lanes, self.limits.tokens_per_pass, seat.reader.backbone.grain
+            cut = passes([rows], [0], train.sources.lengths, most, lanes.count, grain=grain)
             for batch, nll, gradients in lanes.run(backward, cut):
                 loss += nll
                 for total, gradient in zip(sums, gradients, strict=True):

@@ -131,12 +131,14 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt(3)
 
 def keep_freed() -> None:
     """Let this process keep what it frees, until `trim`: glibc gives large blocks back at once, and the kernel then
-    clears every page of the next pass anew, a tenth of a narrow model's step on a CPU."""
+    clears every page of the next pass anew, a tenth of a narrow model's step on a CPU. Of a thread's memory up to
+    64 MiB stay even then."""
     libc = ctypes.CDLL(None)
     if sys.platform == "linux" and hasattr(libc, "mallopt"):
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_TOP_PAD, 2**26)
-        _ = libc.mallopt(_MMAP_THRESHOLD, 2**30) or libc.mallopt(_MMAP_THRESHOLD, 2**25)  # the most of an older glibc
+        if not libc.mallopt(_MMAP_THRESHOLD, 2**30):
+            libc.mallopt(_MMAP_THRESHOLD, 2**25)  # the most of an older glibc
 
 
 PROBE_ROWS = 8, 32  # of the passes that tell how much memory a token takes

@@ -108,7 +108,7 @@ def passes(
         num_lanes: Passes that run at a time. Where rows allow it there are a multiple of so many, of like size.
         even: Give all passes as many rows, or one less, so that shapes recur; the tokens of a pass are then those of
             rows as wide as a multiple of eight, and lanes do not matter.
-        grain: Rows of a pass are a multiple of so many, where that fits and there are more.
+        grain: Rows of a pass are a multiple of so many, where there are twice as many and no lane waits long for it.
 
     Yields:
         One piece for each trial that has rows in the pass, in the order of the trials.
@@ -144,6 +144,23 @@ def _equal_cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None) -> li
 
 def _lane_cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None, num_lanes: int, grain: int) -> list[int]:
     """Where to cut rows of ascending lengths for lanes that all are to be busy to the end."""
+    plain = _level_cuts(ascending, tokens_per_pass, num_lanes, 1)
+    if grain == 1:
+        return plain
+    whole = _level_cuts(ascending, tokens_per_pass, num_lanes, grain)
+    longer = _lane_tokens(ascending, whole, num_lanes) > 1.1 * _lane_tokens(ascending, plain, num_lanes)
+    return plain if num_lanes > 1 and longer else whole
+
+
+def _lane_tokens(ascending: NDArray[np.int64], cuts: list[int], num_lanes: int) -> int:
+    """Tokens that the busiest lane may have, padding included."""
+    ends = np.array([*cuts, len(ascending)])
+    tokens = np.diff(ends, prepend=0) * ascending[ends - 1]
+    return -(-len(tokens) // num_lanes) * int(tokens.max())
+
+
+def _level_cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None, num_lanes: int, grain: int) -> list[int]:
+    """Cuts for the fewest passes that lanes can share, the largest of them as small as it may be."""
     cuts = _cuts(ascending, tokens_per_pass, grain)
     if num_lanes == 1:
         return cuts
@@ -160,14 +177,14 @@ def _lane_cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None, num_la
 
 
 def _cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None, grain: int) -> list[int]:
-    """Where to cut rows of ascending lengths."""
+    """Where to cut rows of ascending lengths; from two grains up passes have whole ones."""
     if tokens_per_pass is None:
         return []
     cuts, start = [], 0
     for i, length in enumerate(ascending.tolist()):
         if i > start and (i - start + 1) * length > tokens_per_pass:
             whole = i - (i - start) % grain
-            start = whole if whole > start and (i - whole + 1) * length <= tokens_per_pass else i
+            start = whole if whole - start >= 2 * grain and (i - whole + 1) * length <= tokens_per_pass else i
             cuts.append(start)
     return cuts
 

@@ -149,9 +149,12 @@ class MlflowTracker(Tracker):
 
     def close(self, state: str) -> list[str]:
         """See `Tracker.close`. Goes on writing for `close_limit_s` at most."""
-        if self._info is None or self._closed:
+        if self._closed:
             return []
         self._closed = True
+        if self._info is None:  # what was prepared is not left half made
+            self._writer.close(self._close_limit_s)
+            return []
         self._writer.put(_Item("the end of the search", lambda: self._opened().end_all(state)))
         left = self._writer.close(self._close_limit_s)
         return self._refusals() + self._leftovers(left)

@@ -165,6 +165,7 @@ def run_search(request: Request, console: Console, hosts: Hosts | None = None, d
             broker = held.enter_context((hosts or _hosts)(draft, materials, progress, folder))
             if not request.dry_run:
                 tracker.prepare()  # the driver has nothing to do until a host has loaded
+                held.callback(tracker.close, "FAILED")  # for a search that does not come to its start
             await_gpu(_share(draft, request.address), console.say)
             spec = draft
             if request.resume is not None:
@@ -229,6 +230,8 @@ def run_retrain(
             raise SpecError(f"{folder}: was searched on a GPU, and there is none here; join a cluster with --address")
         progress = progress_of(list(Journal(folder / JOURNAL).read()))
         broker, share = held.enter_context(_hosts(spec, materials, progress, folder)), _share(spec, address)
+        tracker.prepare()
+        held.callback(tracker.close, "FAILED")
         await_gpu(share, console.say)
         ask(broker, share, "load", (materials.data,))  # a host that cannot load is told before any state is dropped
         experiment = Experiment(spec, folder, materials, tracker, console, broker, share)

@@ -109,7 +109,8 @@ def main() -> int:
     rng = random.Random(options.seed)
     with scratch_folder() as scratch:
         info = find_model(options.model, scratch)
-        engine = make_engine(info, make_data(info, options.lengths), 4, options.device, options.precision)
+        data = make_data(info, options.lengths)  # a process that keeps what it frees would have more than it is left
+        engine = make_engine(info, data, 4, options.device, options.precision, ours=False)
     engine.limits.tokens_per_pass, engine.graphs = None, None  # what is replayed takes its memory once, and keeps it
     probe = engine.join(TrialConfig(prompt_length=100, width=40, batch_size=32, max_steps=1000))
     need = engine.need(probe)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workload import PRECISIONS, Timing, find_model, markdown, parser, prepared, publish, scratch_folder, stock_model
+from workload import PRECISIONS, Timing, find_model, markdown, parser, prepared, publish, scratch_folder
 
 METRIC, MODE = "score", "max"
 LOG = "scores.jsonl"
@@ -114,6 +114,7 @@ def stock_trial(config: dict[str, Any], materials: Any, settings: dict[str, Any]
     import torch
     from ray import tune
 
+    from adept_tune.backbones import short_ways
     from adept_tune.engine.build import build_engine
     from adept_tune.engine.engine import Engine
 
@@ -121,8 +122,8 @@ def stock_trial(config: dict[str, Any], materials: Any, settings: dict[str, Any]
     engine = _kept.get("engine")
     if engine is None:
         info, device, precision = materials.info, settings["device"], settings["precision"]
+        short_ways.use_short_ways = lambda model: None  # the model stays as it was loaded
         engine = build_engine(info, materials.space.method, materials.data, 1, device=device, precision=precision)
-        engine.backbone.model = stock_model(info, device, precision)
         if isinstance(engine, Engine):
             engine.graphs = None
     if settings["kept"]:

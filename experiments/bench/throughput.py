@@ -8,8 +8,8 @@ Sides, all measured in each round of one run, on the same model, rows, precision
   stock CxT  stock Ray Tune: C trials at once, a process of T threads (or 1/C of the GPU) each, backbone kept in the
              process; the model as transformers has it, each operation launched by itself; the batch in one pass, rows
              padded as ours are, one optimizer step in a handful of operations, as ours are
-  alone CxT  the same with the parts of a model that are ours, and on a GPU with passes replayed as ours are: what
-             fusing adds to these
+  alone CxT  the same with the parts of a model that are ours, on a CPU with what a process frees kept, and on a GPU
+             with passes replayed as ours are: what fusing adds to these
   apart CxT  on a CPU, the most trials fused in C such processes, in passes of 1,024 tokens: what lanes would do if
              threads of one process did not wait for its interpreter; a search does not run so
 The last three are processes of one run of Ray Tune, which take their turns while the others wait.
@@ -56,7 +56,7 @@ from workload import (
 from adept_tune.backbones import BackboneInfo
 from adept_tune.backbones.load import Precision
 from adept_tune.engine.engine import Engine
-from adept_tune.engine.memory import forget_peak, peak_bytes
+from adept_tune.engine.memory import forget_peak, peak_bytes, release
 from adept_tune.tasks.tokens import TaskData
 from adept_tune.tuning.search import TOKENS_PER_PASS
 
@@ -116,6 +116,7 @@ def fused_sides(cell: Cell, options: argparse.Namespace, costs: dict[str, Cost])
 
         if engine.graphs:
             engine.graphs.forget()  # their memory is taken when they are captured
+        release(engine.backbone.device)
         forget_peak(engine.backbone.device)
         flops = costs[name].flops if name in costs else flops_of(engine, step) / count  # sees this thread alone
         engine.limits.lanes.split(num_lanes)
@@ -261,6 +262,7 @@ def take_part(config: dict[str, Any], cell: Cell, device: str, phases: list[Phas
                 engine.join(trial(cell.info, cell.batch_size, config["number"] * phase.fused + i))
                 for i in range(phase.fused)
             ]
+            release(engine.backbone.device)
             forget_peak(engine.backbone.device)
             for _ in range(2 * warm_up_steps(device)):
                 engine.step(slots)

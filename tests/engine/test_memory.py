@@ -180,18 +180,23 @@ def test_with_all_room_made_a_step_is_bitwise_the_same_whoever_was_here_before()
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is told, and Linux tells what is resident")
 def test_a_process_keeps_what_it_frees_until_it_trims():
     program = """
+from threading import Thread
 import torch
 from adept_tune.engine.memory import keep_freed, taken_bytes, trim
 cpu = torch.device("cpu")
+def run():
+    before = taken_bytes(cpu)
+    pieces = [torch.ones(20 * 2**18) for _ in range(10)]
+    del pieces
+    kept = taken_bytes(cpu) - before
+    trim(cpu)
+    print(kept / 2**20, (taken_bytes(cpu) - before) / 2**20)
 keep_freed()
-before = taken_bytes(cpu)
-passes = [torch.ones(50 * 2**18) for _ in range(4)]
-del passes
-kept = taken_bytes(cpu) - before
-trim(cpu)
-print(kept / 2**20, (taken_bytes(cpu) - before) / 2**20)
+thread = Thread(target=run)  # a lane is one
+thread.start()
+thread.join()
 """
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     kept, left = map(float, told.split())
     assert kept > 190
-    assert left < 60
+    assert left < 100

@@ -56,6 +56,8 @@ def test_passes_that_recur_have_equal_rows_and_keep_the_limit_as_wide_as_they_ar
 def test_passes_have_whole_grains_of_rows_where_the_limit_admits_them():
     rows, lengths = [np.arange(50)], np.sort(np.resize([5, 6, 7], 50))
     assert [len(part[0].rows) for part in passes(rows, [3], lengths, 130, grain=4)] == [16, 12, 12, 10]
+    few = [len(part[0].rows) for part in passes(rows, [3], lengths, 70, grain=4)]
+    assert few[:4] == [8, 8, 7, 7]  # the third would have one grain
     steep = np.array([1] * 9 + [50])  # what is left of a grain would make the next pass too large
     assert [len(part[0].rows) for part in passes([np.arange(10)], [0], steep, 60, grain=4)] == [9, 1]
 

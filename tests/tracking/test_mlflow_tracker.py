@@ -52,6 +52,13 @@ class TrackerContract:
             tracker.record(event)
         tracker.close("FINISHED")
 
+    def test_tracker_that_prepared_for_a_search_that_never_came_ends(self, tmp_path: Path) -> None:
+        before = threading.active_count()
+        tracker = self.tracker(tmp_path)
+        tracker.prepare()
+        assert tracker.close("FAILED") == []
+        assert threading.active_count() == before
+
     def test_tracker_close_twice_and_without_start(self, tmp_path: Path) -> None:
         assert self.tracker(tmp_path).close("FINISHED") == []
         tracker = self.tracker(tmp_path)
@@ -70,16 +77,16 @@ class TestMlflowTracker(TrackerContract):
 
 
 def test_tracker_opens_its_store_once_before_it_starts(tmp_path: Path) -> None:
-    store, opened = FakeStore(), []
+    store, opened, done = FakeStore(), [], threading.Event()
 
     def open_fake() -> FakeStore:
         opened.append(threading.get_ident())
+        done.set()
         return store
 
     tracker = MlflowTracker(None, tmp_path, store=open_fake, first_pause_s=0.005)
     tracker.prepare()
-    while not opened:
-        time.sleep(0.005)
+    assert done.wait(5)
     assert store.runs == {}
     tracker.start(INFO)
     assert tracker.close("FINISHED") == []

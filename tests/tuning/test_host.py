@@ -1,6 +1,7 @@
 """The host without Ray: its coroutines over a made engine."""
 
 import asyncio
+import math
 import time
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 
 from adept_tune.engine.memory import Need
 from adept_tune.engine.state import TrialState
+from adept_tune.tuning import host as host_module
 from adept_tune.tuning.host import Host, HostPlan, _within_memory
 from adept_tune.tuning.search import companies
 from tests.engine.test_engine import config
@@ -359,6 +361,25 @@ def test_a_probe_leaves_every_slot_free_and_says_what_it_measured():
         await host.join("b", 0, settings(1), None)
 
     run(scene())
+
+
+@pytest.mark.parametrize(("num_threads", "num_lanes"), [(2, 2), (8, 1)])
+def test_lanes_are_given_up_for_what_outweighs_the_processes_beside(monkeypatch, num_threads, num_lanes):
+    engine = made_engine(num_slots=2)
+    before, lanes = torch.get_num_threads(), engine.limits.lanes
+    monkeypatch.setattr(lanes, "_num_threads", num_threads)
+    monkeypatch.setattr(host_module, "_affordable_lanes", lambda *_: num_threads)
+    monkeypatch.setattr(  # each time they are halved a step takes 0.8 of its time
+        host_module,
+        "_timed",
+        lambda *_: {"step_s": 0.8 ** -math.log2(lanes.count), "slots": 1, "tokens_per_pass": 64, "padded_share": 0.0},
+    )
+    try:
+        found = host_module._probe(engine, config(0), [1], [64], 1)
+    finally:
+        lanes.split(1)
+        torch.set_num_threads(before)
+    assert (found["num_lanes"], found["num_threads"]) == (num_lanes, num_threads)
 
 
 def test_a_host_is_idle_only_while_no_trial_has_a_seat():
