@@ -77,11 +77,14 @@ def test_an_error_comes_when_no_lane_is_busy_any_more():
     assert ended == before
 
 
-@given(
-    sizes=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 30)), min_size=1, max_size=5),
-    limit=st.none() | st.integers(1, 400),
-    num_lanes=st.integers(1, 4),
-)
+STEPS = {
+    "sizes": st.lists(st.tuples(st.integers(0, 9), st.integers(1, 30)), min_size=1, max_size=5),
+    "limit": st.none() | st.integers(1, 400),
+    "num_lanes": st.integers(1, 4),
+}
+
+
+@given(**STEPS)
 @settings(max_examples=200, deadline=None)
 def test_whole_grains_of_rows_keep_no_lane_waiting(sizes, limit, num_lanes):
     lengths = np.random.default_rng(0).integers(1, 20, 30)
@@ -102,11 +105,7 @@ def test_rows_that_whole_grains_would_share_badly_are_cut_as_they_come():
     assert [len(part[0].rows) for part in passes(rows, [0], np.full(48, 40), 4096, 3, grain=8)] == [16] * 3
 
 
-@given(
-    sizes=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 30)), min_size=1, max_size=5),
-    limit=st.none() | st.integers(1, 400),
-    num_lanes=st.integers(1, 4),
-)
+@given(**STEPS)
 @settings(max_examples=200, deadline=None)
 def test_lanes_get_like_parts_of_a_step_within_the_limit(sizes, limit, num_lanes):
     lengths = np.random.default_rng(0).integers(1, 20, 30)
