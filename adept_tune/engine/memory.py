@@ -168,7 +168,6 @@ class Need:
         found = []
         for num_rows in PROBE_ROWS:
             run(num_rows)  # the first of a size pays for work space
-            release(device)
             found.append(growth(lambda n=num_rows: run(n), device))  # type: ignore[misc]
         return cls.measured(*found)
 
@@ -208,6 +207,7 @@ def growth(run: Callable[[], A], device: torch.device) -> tuple[A, float]:
     """What something gives, and the most memory it takes on top of what is there; 0 where the system does not tell."""
     if device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
         return run(), 0.0
+    release(device)  # what is kept for reuse would not count
     before = taken_bytes(device)
     forget_peak(device)
     return run(), peak_bytes(device) - before

@@ -144,12 +144,12 @@ def _equal_cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None) -> li
 
 def _lane_cuts(ascending: NDArray[np.int64], tokens_per_pass: int | None, num_lanes: int, grain: int) -> list[int]:
     """Where to cut rows of ascending lengths for lanes that all are to be busy to the end."""
-    plain = _level_cuts(ascending, tokens_per_pass, num_lanes, 1)
-    if grain == 1:
-        return plain
     whole = _level_cuts(ascending, tokens_per_pass, num_lanes, grain)
+    if grain == 1 or num_lanes == 1:
+        return whole
+    plain = _level_cuts(ascending, tokens_per_pass, num_lanes, 1)
     longer = _lane_tokens(ascending, whole, num_lanes) > 1.1 * _lane_tokens(ascending, plain, num_lanes)
-    return plain if num_lanes > 1 and longer else whole
+    return plain if longer else whole
 
 
 def _lane_tokens(ascending: NDArray[np.int64], cuts: list[int], num_lanes: int) -> int:

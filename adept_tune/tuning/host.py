@@ -587,14 +587,13 @@ def _affordable_lanes(engine: "Engine", trial: "TrialConfig", limit: int | None)
     """A lane for each thread, or as many as there is memory for, as a step of one trial tells."""
     import torch
 
-    from adept_tune.engine.memory import free_bytes, growth, release
+    from adept_tune.engine.memory import free_bytes, growth
 
     device, lanes = engine.backbone.device, engine.limits.lanes
     lanes.split(1)
     torch.set_num_threads(1)  # of a busy machine several would make this the longest step of all
     engine.limits.tokens_per_pass = limit
     with _seated(engine, trial, 1) as slots:
-        release(device)
         _, pass_bytes = growth(lambda: engine.step(slots), device)
     free = 0.9 * free_bytes(device) if pass_bytes else 0.0
     return lanes.num_threads if lanes.num_threads * pass_bytes <= free else max(1, int(free / pass_bytes))

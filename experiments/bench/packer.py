@@ -30,7 +30,7 @@ from workload import (
 
 from adept_tune.engine.config import TrialConfig
 from adept_tune.engine.engine import Engine
-from adept_tune.engine.memory import forget_peak, peak_bytes, release, taken_bytes
+from adept_tune.engine.memory import growth, release
 
 GIB = 2**30
 
@@ -52,14 +52,10 @@ def mix(rng: random.Random, number: int) -> list[TrialConfig]:
 
 def measured(engine: Engine, configs: list[TrialConfig]) -> tuple[int, float]:
     """Tokens and most bytes of one fused step of a mix."""
-    device = engine.backbone.device
     slots = [engine.join(config) for config in configs]
     engine.num_tokens()  # starts them anew
-    release(device)
-    before = taken_bytes(device)
-    forget_peak(device)
-    engine.step(slots)
-    most, (_, tokens) = peak_bytes(device) - before, engine.num_tokens()
+    _, most = growth(lambda: engine.step(slots), engine.backbone.device)
+    _, tokens = engine.num_tokens()
     for slot in slots:
         engine.leave(slot)
     return tokens, most
