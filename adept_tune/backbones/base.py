@@ -5,8 +5,9 @@ V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -19,6 +20,21 @@ from torch.utils.checkpoint import checkpoint
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on a device; a GPU is not waited for, so that its next work is ready before it is done."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that have been read, and what every question about them begins with.
+
+    Attributes:
+        mask_NS: Where there is something to read.
+        cache: What a model keeps of them; whoever adds to it takes that out again.
+        first_NV: Logits of the first target token.
+    """
+
+    mask_NS: Tensor
+    cache: Any
+    first_NV: Tensor
 
 
 class Backbone(ABC):
@@ -111,20 +127,61 @@ class Backbone(ABC):
                 layer.training = layer.gradient_checkpointing = False
 
     @abstractmethod
-    def read(self, embeds_NSD: Tensor, mask_NS: Tensor) -> Any:
+    def read(self, embeds_NSD: Tensor, mask_NS: Tensor) -> Source:
         """Read sources once, for several questions about them. No gradient."""
 
-    @abstractmethod
-    def label_nll(self, source: Any, labels: list[list[int]]) -> Tensor:
+    @torch.no_grad()
+    def label_nll(self, source: Source, labels: list[list[int]]) -> Tensor:
         """Negative log-likelihood of each of L fixed targets for each row, `(rows, L)` nats. No gradient."""
+        first_NV, columns = source.first_NV.log_softmax(-1), []
+        for label in labels:
+            nll_N = -first_NV[:, label[0]]
+            if len(label) > 1:
+                target_NT = torch.tensor(label, device=self.device).expand(len(nll_N), -1)
+                nll_N = nll_N + self._further_nll(source, target_NT, torch.ones(target_NT.shape, dtype=torch.bool))
+            columns.append(nll_N)
+        return torch.stack(columns, dim=1)
 
-    @abstractmethod
-    def text_nll(self, source: Any, target_NT: Tensor, target_mask_NT: Tensor) -> Tensor:
+    @torch.no_grad()
+    def text_nll(self, source: Source, target_NT: Tensor, target_mask_NT: Tensor) -> Tensor:
         """Negative log-likelihood of a target of each row's own, `(rows,)` nats; see `target_nll`. No gradient."""
+        nll_N = F.cross_entropy(source.first_NV, target_NT[:, 0], reduction="none")
+        return nll_N + self._further_nll(source, target_NT, target_mask_NT) if target_NT.shape[1] > 1 else nll_N
+
+    @torch.no_grad()
+    def greedy(self, source: Source, max_tokens: int) -> Tensor:
+        """Greedy decoding, `(rows, at most max_tokens)`; after a row's end token come pad tokens. No gradient.
+
+        Stops when every row has ended.
+        """
+        next_NV, ended_N = source.first_NV, torch.zeros(len(source.first_NV), dtype=torch.bool, device=self.device)
+        columns: list[Tensor] = []
+        while True:
+            columns.append(next_NV.argmax(-1).masked_fill(ended_N, self.pad_id))
+            ended_N = ended_N | (columns[-1] == self.eos_id)
+            if len(columns) == max_tokens or bool(ended_N.all()):
+                break
+            there_NT = torch.ones(len(ended_N), len(columns), dtype=torch.bool, device=self.device)
+            next_NV = self._logits(self._go_on(source, columns[-1][:, None], there_NT)[:, -1])
+        if len(columns) > 1:
+            source.cache.crop(1 - len(columns))
+        return torch.stack(columns, dim=1)
 
     @abstractmethod
-    def greedy(self, source: Any, max_tokens: int) -> Tensor:
-        """Greedy decoding, `(rows, at most max_tokens)`; after a row's end token come pad tokens. No gradient."""
+    def _go_on(self, source: Source, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        """Hidden states `(rows, T, width)` of further target tokens, which the cache takes up.
+
+        Args:
+            source: What was read.
+            ids_NT: The tokens.
+            mask_NT: Bool, true where there is one; of all that the cache has taken up since.
+        """
+
+    def _further_nll(self, source: Source, target_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        """Negative log-likelihood of all but the first token of each row's target, `(rows,)` nats."""
+        hidden_NTD = self._go_on(source, target_NT[:, :-1], moved(mask_NT[:, :-1], self.device))
+        source.cache.crop(1 - target_NT.shape[1])
+        return self._nll(hidden_NTD, target_NT[:, 1:], mask_NT[:, 1:]).sum(1)
 
     @abstractmethod
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -156,19 +213,3 @@ class Backbone(ABC):
         """Keys and values `(tokens, layers, 2, heads, width of a head)` that the decoder attends to first."""
         prefix: Tensor | None = getattr(self.model, "key_value_prefix", None)
         return prefix
-
-    def _greedily(self, next_logits: Callable[[Tensor | None], Tensor], num_rows: int, max_tokens: int) -> Tensor:
-        """Greedy decoding by a function from the last tokens `(rows,)`, None at first, to the next logits.
-
-        Stops when every row has ended.
-        """
-        last_N: Tensor | None = None
-        ended_N = torch.zeros(num_rows, dtype=torch.bool, device=self.device)
-        columns: list[Tensor] = []
-        for _ in range(max_tokens):
-            last_N = next_logits(last_N).argmax(-1).masked_fill(ended_N, self.pad_id)
-            columns.append(last_N)
-            ended_N = ended_N | (last_N == self.eos_id)
-            if bool(ended_N.all()):
-                break
-        return torch.stack(columns, dim=1)

@@ -5,22 +5,12 @@ decoding. A source is brought to the right end of its columns and positions coun
 of a shorter prompt nor that of a shorter text is seen.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adept_tune.backbones.base import Backbone, moved
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Sources that have been read: keys and values, the hidden state that the first target token follows, the mask."""
-
-    cache: Any
-    last_ND: Tensor
-    mask_NS: Tensor
+from adept_tune.backbones.base import Backbone, Source, moved
 
 
 class DecoderOnly(Backbone):
@@ -68,46 +58,11 @@ class DecoderOnly(Backbone):
         return self._nll(hidden[:, source_NSD.shape[1] - 1 :], target_NT, target_mask_NT)
 
     @torch.no_grad()
-    def read(self, embeds_NSD: Tensor, mask_NS: Tensor) -> _Source:
+    def read(self, embeds_NSD: Tensor, mask_NS: Tensor) -> Source:
         """Run over the sources once."""
         source_NSD, mask_NS = _to_the_right(embeds_NSD.to(self.dtype), mask_NS)
         cache, mask_NS = self._prefixed_cache(len(mask_NS)), self._with_prefix(mask_NS)
-        return _Source(cache, self._run(source_NSD, mask_NS, cache)[:, -1], mask_NS)
-
-    @torch.no_grad()
-    def label_nll(self, source: _Source, labels: list[list[int]]) -> Tensor:
-        """One short pass a label over what was read."""
-        num_rows = source.last_ND.shape[0]
-        targets = [torch.tensor(label, device=self.device).expand(num_rows, -1) for label in labels]
-        every = [torch.ones(ids.shape, dtype=torch.bool) for ids in targets]
-        return torch.stack([self.text_nll(source, *target) for target in zip(targets, every, strict=True)], 1)
-
-    @torch.no_grad()
-    def text_nll(self, source: _Source, target_NT: Tensor, target_mask_NT: Tensor) -> Tensor:
-        """See `Backbone`."""
-        hidden_NTD = source.last_ND[:, None]
-        if target_NT.shape[1] > 1:
-            more_NTD = self._go_on(source, target_NT[:, :-1], moved(target_mask_NT[:, :-1], self.device))
-            hidden_NTD = torch.cat([hidden_NTD, more_NTD], dim=1)
-            source.cache.crop(1 - target_NT.shape[1])
-        return self._nll(hidden_NTD, target_NT, target_mask_NT).sum(1)
-
-    @torch.no_grad()
-    def greedy(self, source: _Source, max_tokens: int) -> Tensor:
-        """See `Backbone`."""
-        written: list[Tensor] = []
-
-        def next_logits(last_N: Tensor | None) -> Tensor:
-            if last_N is None:
-                return self._logits(source.last_ND)
-            written.append(last_N)
-            there_NT = torch.ones(len(last_N), len(written), dtype=torch.bool, device=self.device)
-            return self._logits(self._go_on(source, last_N[:, None], there_NT)[:, -1])
-
-        tokens_NT = self._greedily(next_logits, source.last_ND.shape[0], max_tokens)
-        if written:
-            source.cache.crop(-len(written))
-        return tokens_NT
+        return Source(mask_NS, cache, self._logits(self._run(source_NSD, mask_NS, cache)[:, -1]))
 
     def _with_prefix(self, mask_NS: Tensor) -> Tensor:
         """A mask of sources, and before it that of a prefix trained into the model."""
@@ -115,8 +70,8 @@ class DecoderOnly(Backbone):
             return mask_NS
         return torch.cat([mask_NS.new_ones(len(mask_NS), len(self._prefix)), mask_NS], dim=1)
 
-    def _go_on(self, source: _Source, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
-        """Hidden states of further tokens, which the cache takes up; the mask is of all that come after the source."""
+    def _go_on(self, source: Source, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        """See `Backbone`."""
         return self._run(self.embed(ids_NT), torch.cat([source.mask_NS, mask_NT], dim=1), source.cache)
 
     def _run(self, embeds: Tensor, mask: Tensor, cache: Any = None) -> Tensor:

@@ -6,16 +6,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adept_tune.backbones.base import Backbone
+from adept_tune.backbones.base import Backbone, Source
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Encoded rows, and the cross-attention keys and values that every question about them shares."""
+class _Encoded(Source):
+    """Encoded rows; the cache holds the decoder's start token, and with it cross-attention's keys and values if any.
+
+    Attributes:
+        hidden_NSD: What the encoder made of them.
+    """
 
     hidden_NSD: Tensor
-    mask_NS: Tensor
-    cross_cache: Any
 
 
 class EncoderDecoder(Backbone):
@@ -56,54 +58,21 @@ class EncoderDecoder(Backbone):
 
         mask_NS, prefixed = self._seen(mask_NS), self._prefix is not None
         cache = EncoderDecoderCache(self._prefixed_cache(len(mask_NS)), DynamicCache()) if prefixed else None
-        decoded_NTD = self.model.decoder(
-            input_ids=self._begun(target_NT),
-            encoder_hidden_states=self._encode(embeds_NSD, mask_NS),
-            encoder_attention_mask=mask_NS,
-            past_key_values=cache,
-            use_cache=prefixed,
-        ).last_hidden_state
+        begun_NT = torch.cat([torch.full_like(target_NT[:, :1], self._start_id), target_NT[:, :-1]], dim=1)
+        decoded_NTD = self._decode(begun_NT, self._encode(embeds_NSD, mask_NS), mask_NS, cache)
         return self._nll(decoded_NTD, target_NT, target_mask_NT)
 
     @torch.no_grad()
-    def read(self, embeds_NSD: Tensor, mask_NS: Tensor) -> _Source:
-        """Run the encoder."""
-        from transformers import DynamicCache
+    def read(self, embeds_NSD: Tensor, mask_NS: Tensor) -> Source:
+        """Run the encoder, and the decoder for the first target token."""
+        from transformers import DynamicCache, EncoderDecoderCache
 
         mask_NS = self._seen(mask_NS)
-        return _Source(self._encode(embeds_NSD, mask_NS), mask_NS, DynamicCache(config=self.model.decoder.config))
-
-    @torch.no_grad()
-    def label_nll(self, source: _Source, labels: list[list[int]]) -> Tensor:
-        """One short decoder pass a label over shared cross-attention."""
-        columns = []
-        for label in labels:
-            target_T = torch.tensor(label, device=self.device)
-            begin_T = torch.cat([target_T.new_tensor([self._start_id]), target_T[:-1]])
-            begin_NT = begin_T.expand(source.hidden_NSD.shape[0], -1)
-            logits_NTV = self._logits(self._decode(source, begin_NT, self._cache(source)))
-            log_p_NTV = logits_NTV.log_softmax(-1)
-            columns.append(-log_p_NTV[:, torch.arange(len(label)), target_T].sum(1))
-        return torch.stack(columns, dim=1)
-
-    @torch.no_grad()
-    def text_nll(self, source: _Source, target_NT: Tensor, target_mask_NT: Tensor) -> Tensor:
-        """See `Backbone`."""
-        decoded_NTD = self._decode(source, self._begun(target_NT), self._cache(source))
-        return self._nll(decoded_NTD, target_NT, target_mask_NT).sum(1)
-
-    @torch.no_grad()
-    def greedy(self, source: _Source, max_tokens: int) -> Tensor:
-        """See `Backbone`."""
-        cache = self._cache(source)
-        num_rows = source.hidden_NSD.shape[0]
-        start_N = torch.full((num_rows,), self._start_id, device=self.device)
-
-        def next_logits(last_N: Tensor | None) -> Tensor:
-            ids_N = start_N if last_N is None else last_N
-            return self._logits(self._decode(source, ids_N[:, None], cache)[:, -1])
-
-        return self._greedily(next_logits, num_rows, max_tokens)
+        hidden_NSD = self._encode(embeds_NSD, mask_NS)
+        start_NT = torch.full((len(mask_NS), 1), self._start_id, device=self.device)
+        cache = EncoderDecoderCache(self._prefixed_cache(len(mask_NS)), DynamicCache())
+        first_NV = self._logits(self._decode(start_NT, hidden_NSD, mask_NS, cache)[:, 0])
+        return _Encoded(mask_NS, cache, first_NV, hidden_NSD)
 
     def _encode(self, embeds_NSD: Tensor, mask_NS: Tensor) -> Tensor:
         hidden: Tensor = self.model.encoder(
@@ -115,25 +84,20 @@ class EncoderDecoder(Backbone):
         """The mask that transformers is given: on a GPU as its layers read it, else it waits to see what is in it."""
         return mask_NS[:, None, None] if mask_NS.device.type == "cuda" else mask_NS
 
-    def _cache(self, source: _Source) -> Any:
-        """A fresh self-attention cache beside the source's own cross-attention one."""
-        from transformers import EncoderDecoderCache
+    def _go_on(self, source: Source, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        """See `Backbone`; no token sees a later one, so padding after it needs no mask."""
+        assert isinstance(source, _Encoded)
+        return self._decode(ids_NT, source.hidden_NSD, source.mask_NS, source.cache)
 
-        return EncoderDecoderCache(self._prefixed_cache(len(source.mask_NS)), source.cross_cache)
-
-    def _decode(self, source: _Source, ids_NT: Tensor, cache: Any) -> Tensor:
+    def _decode(self, ids_NT: Tensor, hidden_NSD: Tensor, mask_NS: Tensor, cache: Any) -> Tensor:
         decoded: Tensor = self.model.decoder(
             input_ids=ids_NT,
-            encoder_hidden_states=source.hidden_NSD,
-            encoder_attention_mask=source.mask_NS,
+            encoder_hidden_states=hidden_NSD,
+            encoder_attention_mask=mask_NS,
             past_key_values=cache,
-            use_cache=True,
+            use_cache=cache is not None,
         ).last_hidden_state
         return decoded
-
-    def _begun(self, target_NT: Tensor) -> Tensor:
-        """What the decoder reads to give a target: its start token, then all but the last."""
-        return torch.cat([torch.full_like(target_NT[:, :1], self._start_id), target_NT[:, :-1]], dim=1)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """See `Backbone`."""

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adept_tune.backbones.base import Backbone, moved
+from adept_tune.backbones.base import Backbone, Source, moved
 from adept_tune.engine.lanes import Lanes
 from adept_tune.engine.memory import TooLarge, nothing, release, splitting
 from adept_tune.engine.packing import Piece, Stack, extent, passes, stack
@@ -248,11 +248,11 @@ class Reader:
                     self._tokens_per_pass //= 2
             release(self._backbone.device)
 
-    def _read(self, trained: Trained, sources: Ragged, pieces: Sequence[Piece]) -> object:
+    def _read(self, trained: Trained, sources: Ragged, pieces: Sequence[Piece]) -> Source:
         batch = stack(pieces, sources, self._pad_id, self._backbone.device)
         return self._backbone.read(self.embed(trained, batch), batch.mask_PW)
 
-    def _greedy(self, trained: Trained, source: object, pieces: Sequence[Piece]) -> NDArray[np.object_]:
+    def _greedy(self, trained: Trained, source: Source, pieces: Sequence[Piece]) -> NDArray[np.object_]:
         """Texts `(P,)`."""
         longest = {
             style: max(len(ids) for ids in self._label_ids[style]) if self._label_ids else self._max_target_length
@@ -288,7 +288,7 @@ class Reader:
             loss_P[mine] = -log_p_P.cpu().numpy()[mine]
         return texts, loss_P
 
-    def _text_loss(self, source: object, split: TokenSplit, row_P: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _text_loss(self, source: Source, split: TokenSplit, row_P: NDArray[np.int64]) -> NDArray[np.float64]:
         """Losses `(P,)` of the first right answers."""
         padded = pad(next(iter(split.targets.values())), row_P, self._pad_id)
         target_PT, mask_PT = map(torch.from_numpy, padded)
