@@ -46,7 +46,7 @@ print(json.dumps(answers))
 
 
 def adapter_of(
-    folder: Path, model: Path, method: str, prompt_length: int = 4, precision: Any = "fp32", num_steps: int = 30
+    folder: Path, model: Path, method: str, prompt_length: int = 4, precision: Any = "fp32", num_steps: int = 12
 ) -> Path:
     """Train a little on a model folder and save."""
     from adept_tune.backbones import load_tokenizer
