@@ -9,7 +9,7 @@ from adept_tune.cli import guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, write, and give the exit code: 0 done, 2 bad input."""
+    """Parse, write, and give the exit code: 0 done, 1 the folder cannot be written, 2 bad input."""
     arguments = parser().parse_args(argv)
 
     def run() -> int:
@@ -27,7 +27,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
         prog="python -m adept_tune.export",
-        description="Write an adapter as a PEFT adapter, an ADePT adapter together with the model it is folded into.",
+        description="Write an adapter as a PEFT adapter, one of ADePT with the model it is folded into, one of full "
+        "fine-tuning as a model.",
     )
     p.add_argument("--adapter", type=Path, required=True, help="folder with adapter.json and adapter.safetensors")
     p.add_argument("--to", type=Path, required=True, help="folder to write; a folded model comes into its folder model")

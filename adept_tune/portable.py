@@ -1,6 +1,6 @@
 """Exports that PEFT and transformers (5 or newer) load without this package.
 
-Prompt tuning, LoRA, IA3 and prefix tuning are PEFT adapters as they are; full fine-tuning is a model.
+Prompt tuning, LoRA, IA3 and prefix tuning (but of some T5) are PEFT adapters as they are; full fine-tuning is a model.
 
 ADePT's offset depends on the token alone. So it can be added to every row of the embedding table once, and what is left
 is plain prompt tuning on a model with another input table. (transformers 4 cannot hold such a T5: its encoder and

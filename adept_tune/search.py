@@ -40,13 +40,17 @@ def parser() -> argparse.ArgumentParser:
     )
     what = p.add_argument_group("what")
     what.add_argument(
-        "--task", required=True, help="name of a task, such as cola, or demo, which is embedded; a wrong one lists all"
+        "--task",
+        required=True,
+        help="name of a task, such as cola, or demo, which is embedded (a wrong one lists all), or your own .yaml file",
     )
     what.add_argument(
         "--method", help="adept (default), lora, ...; a wrong one lists all; several, with commas, are compared"
     )
     what.add_argument("--model", help="Hub name or folder (default google-t5/t5-base with a GPU, t5-small without)")
-    what.add_argument("--data-dir", type=Path, help="folder with TASK/SPLIT.{jsonl,csv,tsv,parquet} (default: the Hub)")
+    what.add_argument(
+        "--data-dir", type=Path, help="folder with TASK/SPLIT.{jsonl,csv,tsv,parquet} (default: the task's own)"
+    )
     what.add_argument(
         "--protocol", default="ours", choices=["ours", "paper"], help="paper: the published code's faults"
     )
@@ -58,7 +62,10 @@ def parser() -> argparse.ArgumentParser:
     effort.add_argument("--trials", type=int, help="configurations to try (default: what fits the time budget)")
     effort.add_argument("--max-steps", type=int, help="optimizer steps of a full trial (default: what fits)")
     effort.add_argument("--batch-size", type=int, help="rows of a step (default 32, as published; demo: 16)")
-    effort.add_argument("--time-budget", help="wall time for everything, e.g. 90m, 8h (default 1h; 8h with a GPU)")
+    effort.add_argument(
+        "--time-budget",
+        help="wall time for everything, e.g. 90m, 8h (default 1h, 8h with a GPU; none with --trials and --max-steps)",
+    )
     effort.add_argument("--finalists", type=int, default=3, help="configurations to retrain (default 3)")
     effort.add_argument("--seeds", type=int, default=3, help="retrainings of each finalist (default 3)")
     how = p.add_argument_group("how")
@@ -68,7 +75,9 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="fix a trial setting or an option")
     where = p.add_argument_group("where")
     where.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    where.add_argument("--precision", default="auto", help="of the backbone: fp32, bf16, or auto (default), the faster")
+    where.add_argument(
+        "--precision", default="auto", help="of the backbone: fp32, bf16, or auto (default): bf16 where it is fast"
+    )
     where.add_argument("--trials-per-gpu", default="auto", help="trials fused on a device, or auto (default)")
     where.add_argument("--address", help="local, auto or a Ray cluster's address (default: RAY_ADDRESS, else local)")
     where.add_argument("--experiment", type=Path, help="folder of this search (default runs/TASK-METHOD-TIME)")

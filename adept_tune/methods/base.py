@@ -16,7 +16,7 @@ from torch import Tensor
 
 Rate = Literal["prompt", "offset"]
 
-NUM_REPORTS = 40  # DESIGN, contract of a trial: loss and state at least every max_steps/40
+NUM_REPORTS = 40  # of a trial: its loss and state are told at least every max_steps/40
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 PromptInit = Literal["text", "vocabulary", "normal"]
 
-# The published runs use this string for every task, spelling included (facts: DePT's and ADePT's train.py).
+# The published runs use this string for every task, spelling included (DePT's and ADePT's train.py).
 PUBLISHED_TEXT = "Classify this text is postive or not:"
 
 

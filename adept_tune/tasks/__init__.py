@@ -40,8 +40,8 @@ def _mrqa(name: str, repository: str, train: int, test: int, published_steps: in
     )
 
 
-# Row counts, plateaus and lengths of the published runs: facts/adept.md sections 3, 2.3 and 2.4. The demonstration is
-# our own: experiments/demo.
+# Row counts, plateaus and lengths are those of the published runs: DePT's logs (checkpoints/TASK/trainer_state.json of
+# its repository). The demonstration is our own: experiments/demo.
 TASKS: dict[str, Task] = {
     "cola": Task(
         name="cola",

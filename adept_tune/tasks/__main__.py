@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m adept_tune.tasks", description="Look at a task's rows.")
     show = parser.add_subparsers(required=True).add_parser("show", help="print rows as source -> target")
-    show.add_argument("task", help="name of the task, such as cola")
+    show.add_argument("task", help="name of the task, such as cola, or a .yaml file of your own")
     show.add_argument(
         "--data-dir",
         type=Path,

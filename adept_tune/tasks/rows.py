@@ -150,7 +150,7 @@ def _checked(task: Task, split: str, columns: Mapping[str, list[Any]], place: st
 def _halve_validation(task: Task, official: Mapping[str, Rows], origin: str) -> Splits:
     """Shuffle the official validation rows; the first half validates, the rest tests (one more if odd).
 
-    Source: facts/adept.md section 3, rule S.
+    Source: the published code of DePT and ADePT (src/tasks.py), for tasks with fewer than 10,000 training rows.
     """
     rows = official["validation"]
     if len(rows) < 2:
@@ -181,7 +181,7 @@ def _hold_out_train(task: Task, official: Mapping[str, Rows], origin: str) -> Sp
 
     Of fewer than 10,000 rows only a tenth is held out, so that a small extract still has rows to train on.
 
-    Source: facts/adept.md section 3, rule L; the tenth is ours.
+    Source: the published code of DePT and ADePT (src/tasks.py), for large tasks; the tenth is ours.
     """
     rows = official["train"]
     if len(rows) < 10:

@@ -207,7 +207,7 @@ class Task:
         Raises:
             TaskError: A text column is missing, not a string, or empty.
 
-        Source: facts/adept.md section 3 (the published runs add no task name).
+        Source: the published code of DePT and ADePT (src/tasks.py), which adds no task name.
         """
         for column in self.columns:
             text = self._value(row, column, split, index)

@@ -15,6 +15,7 @@ REQUIREMENTS = (
     "transformers",
     "sentencepiece",
     "protobuf",
+    "peft",
     "safetensors",
     "numpy",
     "pydantic",

@@ -3,7 +3,7 @@
 Small tasks sit at chance for thousands of steps and then jump, and the loss moves before the metric does. So a
 trial's standing is its score once that is distinguishable from chance, and before that its validation loss, below
 every score above chance. No rung lies where the task is known to be still on its plateau, unless the step budget is
-too short for anything else.
+too short for a rung after it.
 """
 
 import random

@@ -227,7 +227,7 @@ class TestContract:
 
 
 class TestCounts:
-    """Parameter counts of facts/adept.md, table 1.2."""
+    """Parameter counts that the ADePT authors' README and DePT's paper give, and those beside them."""
 
     @pytest.mark.parametrize(
         ("m", "r", "d", "expected"),

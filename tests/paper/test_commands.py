@@ -119,7 +119,7 @@ def test_lengths_and_widths_fill_the_budget() -> None:
     from length_width import sizes
 
     assert sizes("adept", [0, 20, 40, 60, 80], 100, 768, 256) == [
-        *((0, 49), (20, 39), (40, 29), (60, 19), (80, 9)),  # facts/adept.md, section 1.2
+        *((0, 49), (20, 39), (40, 29), (60, 19), (80, 9)),
         (99, 0),
     ]
     assert sizes("dept", [20, 40, 60, 80, 100], 100, 768, 256) == [(20, 60), (40, 45), (60, 30), (80, 15), (100, 0)]

@@ -57,7 +57,7 @@ def test_real_tokens_fit_and_labels_read_back(name: str, tokenizer: Any, tmp_pat
     splits = load_splits(task, real("data"))
     data = load_task_data(task, splits, tokenizer, tokenizer_fingerprint(tokenizer), tmp_path)
     assert data.label_texts == dict(task.label_sets)
-    assert data.label_sets["digits"][0].tolist() == [3, 632, 1]  # facts/adept.md, 2.4: "0" is three tokens
+    assert data.label_sets["digits"][0].tolist() == [3, 632, 1]  # "0" is three tokens
     assert data.label_sets["digits"][1].tolist() == [209, 1]
     assert data.train.sources.lengths.max() <= 256
     for split in ("train", "validation", "test"):

@@ -228,7 +228,7 @@ def test_ray_tune_lets_nan_pass_where_asha_does_not():
     for trial in range(20):
         bracket.on_result(FakeTrial(trial), 9, 1.0)
         rule.decide(trial, 9, 1.0)
-    assert bracket.on_result(FakeTrial(20), 9, nan) == "CONTINUE"  # facts/search.md section 5
+    assert bracket.on_result(FakeTrial(20), 9, nan) == "CONTINUE"  # a fault of Ray Tune's
     assert rule.decide(20, 9, nan).stop
 
 

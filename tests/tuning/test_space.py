@@ -176,7 +176,7 @@ def test_a_trial_inside_the_model_has_no_sizes_but_its_own():
 
 def test_the_shipped_spaces_start_with_the_published_recipe():
     space = resolve_space(read_space("adept"), 768, 256)
-    assert space.num_parameters(space.points[0]) == 60 * 768 + 2 * 768 * 19 + 19 + 768  # facts/adept.md 1.2
+    assert space.num_parameters(space.points[0]) == 60 * 768 + 2 * 768 * 19 + 19 + 768
 
 
 def test_a_space_is_found_by_name_and_by_file(tmp_path, monkeypatch):
@@ -425,7 +425,7 @@ def test_fixed_settings_are_checked(tmp_path, fixed, said):
 @pytest.mark.parametrize(
     ("method", "count"),
     [
-        ("adept", lambda m, r, d, s: m * d + 2 * d * r + r + d),  # facts/adept.md 1.2
+        ("adept", lambda m, r, d, s: m * d + 2 * d * r + r + d),
         ("dept", lambda m, r, d, s: m * d + r * (s + d)),
     ],
 )
