@@ -1,5 +1,6 @@
 """How much memory a pass takes, running out of it, and what to do about it."""
 
+import contextlib
 import ctypes
 import gc
 import sys
@@ -181,11 +182,11 @@ class Need:
 
 
 def free_bytes(device: torch.device) -> float:
-    """What a pass may take: of the GPU, or of the machine."""
+    """What a pass may take: of the GPU, or of the machine, of which a container or a job has a part."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + cached)
-    return _told("/proc/meminfo", "MemAvailable")
+    return min(_told("/proc/meminfo", "MemAvailable"), left_to_group(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
 
 
 def forget_peak(device: torch.device) -> None:
@@ -218,6 +219,35 @@ def taken_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.memory_allocated(device))
     return _told("/proc/self/status", "VmRSS")
+
+
+def left_to_group(groups: Path, root: Path) -> float:
+    """Bytes that the control groups of this process, its container's or its job's, may still take; infinity where
+    nothing limits them.
+
+    Args:
+        groups: Where the kernel tells them (cgroups(7)), of either version.
+        root: Where their files lie.
+    """
+    left = float("inf")
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, files, cached = root, ("memory.max", "memory.current"), "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, files = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            cached = "total_inactive_file"
+        else:
+            continue
+        own = top / path.lstrip("/")
+        for group in (own, *own.parents):
+            with contextlib.suppress(OSError, ValueError):  # not seen from a container, or no limit
+                most, taken = (int((group / file).read_text()) for file in files)
+                stat = dict(each.split() for each in (group / "memory.stat").read_text().splitlines())
+                left = min(left, most - taken + float(stat.get(cached, 0)))
+            if group == top:
+                break
+    return max(0.0, left)
 
 
 def _told(file: str, key: str) -> float:

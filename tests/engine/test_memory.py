@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from adept_tune.engine.memory import Need, ran_out
+from adept_tune.engine.memory import Need, left_to_group, ran_out
 from adept_tune.engine.reading import Halted
 from tests.engine.test_engine import config
 from tests.support.data import made_engine
@@ -178,6 +178,35 @@ def test_with_all_room_made_a_step_is_bitwise_the_same_whoever_was_here_before()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is told, and Linux tells what is resident")
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_container_has_what_its_tightest_group_leaves(tmp_path, version):
+    top, files, cached = tmp_path / "root", ("memory.max", "memory.current"), "inactive_file"
+    if version == 1:
+        top, files = top / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        cached = "total_inactive_file"
+
+    def group(path: str, most: object, taken: int) -> None:
+        (top / path).mkdir(parents=True)
+        for name, text in zip(files, (most, taken), strict=True):
+            (top / path / name).write_text(f"{text}\n")
+        (top / path / "memory.stat").write_text(f"anon 1\n{cached} 5\n")
+
+    told = tmp_path / "cgroup"
+    told.write_text("1:cpu:/job\n" + ("0::" if version == 2 else "4:hugetlb,memory:") + "/job/step/task\n")
+    assert left_to_group(tmp_path / "absent", tmp_path / "root") == float("inf")
+    assert left_to_group(told, tmp_path / "root") == float("inf")
+    group("job", 1000, 400)
+    assert left_to_group(told, tmp_path / "root") == 605  # what only caches files can be had
+    group("job/step", "max" if version == 2 else 2**63 - 4096, 300)
+    assert left_to_group(told, tmp_path / "root") == 605
+    group("job/step/task", 310, 300)
+    assert left_to_group(told, tmp_path / "root") == 15
+    (top / "job" / "memory.stat").unlink()
+    assert left_to_group(told, tmp_path / "root") == 15
+    group("elsewhere", 1, 1)
+    assert left_to_group(told, tmp_path / "root") == 15
+
+
 def test_a_process_keeps_what_it_frees_until_it_trims():
     program = """
 from threading import Thread
