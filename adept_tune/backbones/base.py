@@ -27,7 +27,7 @@ class Source:
     """Rows that have been read, and what every question about them begins with.
 
     Attributes:
-        mask_NS: Where there is something to read.
+        mask_NS: Where there is something to read, as the model's layers are told it.
         cache: What a model keeps of them; whoever adds to it takes that out again.
         first_NV: Logits of the first target token.
     """
@@ -133,9 +133,9 @@ class Backbone(ABC):
     @torch.no_grad()
     def label_nll(self, source: Source, labels: list[list[int]]) -> Tensor:
         """Negative log-likelihood of each of L fixed targets for each row, `(rows, L)` nats. No gradient."""
-        first_NV, columns = source.first_NV.log_softmax(-1), []
+        scale_N, columns = source.first_NV.logsumexp(-1), []
         for label in labels:
-            nll_N = -first_NV[:, label[0]]
+            nll_N = scale_N - source.first_NV[:, label[0]]
             if len(label) > 1:
                 target_NT = torch.tensor(label, device=self.device).expand(len(nll_N), -1)
                 nll_N = nll_N + self._further_nll(source, target_NT, torch.ones(target_NT.shape, dtype=torch.bool))
@@ -154,15 +154,13 @@ class Backbone(ABC):
 
         Stops when every row has ended.
         """
-        next_NV, ended_N = source.first_NV, torch.zeros(len(source.first_NV), dtype=torch.bool, device=self.device)
-        columns: list[Tensor] = []
-        while True:
-            columns.append(next_NV.argmax(-1).masked_fill(ended_N, self.pad_id))
-            ended_N = ended_N | (columns[-1] == self.eos_id)
-            if len(columns) == max_tokens or bool(ended_N.all()):
-                break
+        columns = [source.first_NV.argmax(-1)]
+        ended_N = columns[0] == self.eos_id
+        while len(columns) < max_tokens and not bool(ended_N.all()):
             there_NT = torch.ones(len(ended_N), len(columns), dtype=torch.bool, device=self.device)
-            next_NV = self._logits(self._go_on(source, columns[-1][:, None], there_NT)[:, -1])
+            hidden_ND = self._go_on(source, columns[-1][:, None], there_NT)[:, -1]
+            columns.append(self._logits(hidden_ND).argmax(-1).masked_fill(ended_N, self.pad_id))
+            ended_N = ended_N | (columns[-1] == self.eos_id)
         if len(columns) > 1:
             source.cache.crop(1 - len(columns))
         return torch.stack(columns, dim=1)

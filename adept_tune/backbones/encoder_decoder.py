@@ -11,7 +11,7 @@ from adept_tune.backbones.base import Backbone, Source
 
 @dataclass(frozen=True)
 class _Encoded(Source):
-    """Encoded rows; the cache holds the decoder's start token, and with it cross-attention's keys and values if any.
+    """Encoded rows; the cache holds the decoder's start token, and keys and values of cross-attention.
 
     Attributes:
         hidden_NSD: What the encoder made of them.

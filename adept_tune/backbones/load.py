@@ -171,7 +171,7 @@ def load_backbone(info: BackboneInfo, device: str, precision: Precision = "fp32"
 
     Raises:
         BackboneError: The weights cannot be read, lack tensors, or hold numbers that are not finite; or there is no
-            such device.
+            such device, or no room on it.
         HubError: The Hub cannot be reached and the weights are not cached.
     """
     import torch
@@ -205,12 +205,21 @@ def load_backbone(info: BackboneInfo, device: str, precision: Precision = "fp32"
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
         raise BackboneError(f"model {info.name}: its weights hold NaN or infinity; the file is damaged")
     use_short_ways(model)
+    try:
+        model.to(device)
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 2**30
+        raise BackboneError(
+            f"model {info.name}: its {size:.1f} GiB do not fit the GPU; free its memory, or take a smaller model"
+        ) from error
     if not info.is_decoder:
-        return EncoderDecoder(model.to(device))
+        return EncoderDecoder(model)
     eos_id = load_tokenizer(info).eos_token_id
     if eos_id is None:
         raise BackboneError(f"model {info.name}: its tokenizer has no end-of-sequence token, which ends every answer")
-    return DecoderOnly(model.to(device), eos_id)
+    return DecoderOnly(model, eos_id)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

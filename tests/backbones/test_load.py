@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import T5EncoderModel
+from transformers import T5EncoderModel, T5ForConditionalGeneration
 
 from adept_tune.backbones import BackboneInfo, inspect_backbone, load_backbone, load_tokenizer
 from adept_tune.backbones.encoder_decoder import EncoderDecoder
@@ -231,6 +231,14 @@ class TestRefusals:
     def test_weights_of_another_size_than_the_config_says(self, folder: Path) -> None:
         edit_config(folder, d_model=32)
         with pytest.raises(BackboneError, match=f"model {folder}: cannot load its weights"):
+            loaded(folder)
+
+    def test_weights_that_do_not_fit_the_device(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def to(model: T5ForConditionalGeneration, device: str) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
+
+        monkeypatch.setattr(T5ForConditionalGeneration, "to", to)
+        with pytest.raises(BackboneError, match=rf"model {folder}: its 0.0 GiB do not fit the GPU; free its memory"):
             loaded(folder)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
