@@ -158,7 +158,7 @@ class InModelEngine:
         seats = [self._seat(slot) for slot in slots]
         found = [self._gradients(seat) for seat in seats]
         for seat, (loss, gradients) in zip(seats, found, strict=True):
-            self._update(seat, loss, gradients)
+            self._update(seat, gradients)
             seat.step += 1
             seat.loss_sum += loss
             seat.loss_count += 1
@@ -212,8 +212,9 @@ class InModelEngine:
         (evaluation,) = seat.reader.evaluate(self._no_prompt(seat), getattr(self.data, split))
         return evaluation
 
-    def _gradients(self, seat: _Seat) -> tuple[float, list[Tensor]]:
-        """Loss and gradients of a step; out of memory, they are computed anew in smaller passes."""
+    def _gradients(self, seat: _Seat) -> tuple[float, list[Tensor] | None]:
+        """Loss and gradients of a step, None where one is not finite; out of memory, they are computed anew in smaller
+        passes."""
         config, train = seat.config, self.data.train
         rows = batch_rows(config.data_seed, seat.step, config.batch_size, len(train))
         num_tokens = int(train.targets[config.labels].lengths[rows].sum())
@@ -240,7 +241,9 @@ class InModelEngine:
                 self._tally.add(batch)
             return loss, sums
 
-        return self.limits.keep(seat.reader.backbone, all_passes)
+        loss, gradients = self.limits.keep(seat.reader.backbone, all_passes)
+        finite = isfinite(loss) and all(bool(each.isfinite().all()) for each in gradients)
+        return loss, gradients if finite else None
 
     def _nll(self, seat: _Seat, piece: Piece, batch: Stack) -> Tensor:
         """Negative log-likelihood of a pass's targets, summed."""
@@ -252,9 +255,9 @@ class InModelEngine:
         )
         return nll_PT.sum(dtype=self._dtype)
 
-    def _update(self, seat: _Seat, loss: float, gradients: list[Tensor]) -> None:
+    def _update(self, seat: _Seat, gradients: list[Tensor] | None) -> None:
         """Clip and update; a trial whose loss or gradient is not finite keeps its numbers and is marked."""
-        if seat.diverged or not isfinite(loss) or not all(bool(each.isfinite().all()) for each in gradients):
+        if seat.diverged or gradients is None:
             seat.diverged = True
             return
         masters, config = list(seat.masters.values()), seat.config

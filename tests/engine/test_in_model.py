@@ -246,6 +246,28 @@ def test_a_trial_that_meets_a_nan_is_marked_and_keeps_its_numbers(method: str) -
         torch.testing.assert_close(after.tensors[name], tensor, rtol=0, atol=0, equal_nan=True)
 
 
+def test_where_memory_runs_out_at_the_last_trial_of_a_step_none_has_done_it(monkeypatch: Any) -> None:
+    engine = made_engine("lora", num_slots=2)
+    slots = [engine.join(config(seed=seed)) for seed in range(2)]
+    before, isfinite, seen = [engine.state(slot) for slot in slots], torch.Tensor.isfinite, []
+    per_trial = len(before[0].tensors)
+
+    def cramped(tensor: torch.Tensor) -> torch.Tensor:
+        seen.append(tensor)
+        if len(seen) > per_trial:
+            raise torch.OutOfMemoryError("no room to look at the second trial's gradients")
+        return isfinite(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "isfinite", cramped)
+    with pytest.raises(torch.OutOfMemoryError, match="second"):
+        engine.step(slots)
+    monkeypatch.undo()
+    for slot, state in zip(slots, before, strict=True):
+        after = engine.state(slot)
+        assert (after.step, after.loss_count) == (0, 0)
+        assert all(torch.equal(after.tensors[name], tensor) for name, tensor in state.tensors.items())
+
+
 def test_a_full_engine_and_foreign_states_are_refused() -> None:
     engine = made_engine("lora", num_slots=1)
     slot = engine.join(config())
