@@ -5,6 +5,7 @@ Hosts belong to the broker, so they die with it, and it dies with the driver: no
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,26 +86,27 @@ class Broker:
         """A host on the caller's device, and the state its job goes on from.
 
         Raises:
-            RuntimeError: The job has failed for good, or the search was stopped.
+            RuntimeError: The job has failed for good, or was admitted again meanwhile, or the search was stopped.
         """
-        if job in self._closed:
-            raise RuntimeError(f"{job} has failed for good")
         self._nodes[job] = node_id
-        host_name, host = await self.host(node_id, gpu)
+        incarnation = self._incarnations[job] = self._incarnations.get(job, -1) + 1
+        host_name, host = await self.host(node_id, gpu)  # which may take minutes
         if self._dismissed:
             raise RuntimeError(STOPPED)
-        incarnation = self._incarnations[job] = self._incarnations.get(job, -1) + 1
+        if job in self._closed:
+            raise RuntimeError(f"{job} has failed for good")
+        if self._incarnations[job] != incarnation:
+            raise RuntimeError(f"{job}, incarnation {incarnation}: a later one took its place")
         old = self._seated.get(job)
         if old is not None and old is not host:
             old.leave.remote(job, incarnation)  # its process is gone, or it would not be here
         self._seated[job] = host
-        progress = self._progress.get(job, Progress())
-        step, blob = self._newest(job, progress.saved)
-        return Seat(host, host_name, incarnation, step, blob, progress.reported)
+        step, blob = self._newest(job)
+        return Seat(host, host_name, incarnation, step, blob, self._progress.get(job, Progress()).reported)
 
     def standing(self, job: str) -> tuple[int, str | None]:
         """Step that a job goes on from when it is next admitted, and id of the node that it was last on, if any."""
-        return self._newest(job, self._progress.get(job, Progress()).saved)[0], self._nodes.get(job)
+        return next(self._steps(job), 0), self._nodes.get(job)
 
     def refuse(self, job: str, step: int) -> str:
         """A state is damaged: never give it out again. Returns where it lies."""
@@ -127,6 +129,8 @@ class Broker:
                 try:
                     await host.load.remote(self._data, self._handle())
                     return name, host
+                except ray.exceptions.ActorUnavailableError:
+                    raise  # it may live, and train others
                 except ray.exceptions.RayActorError:
                     del self._hosts[device]
             self._made += 1  # a name is never used twice, so nobody mistakes a host for its predecessor
@@ -198,10 +202,14 @@ class Broker:
     def ping(self) -> None:
         """Be there."""
 
-    def _newest(self, job: str, newest: int) -> tuple[int, bytes | None]:
-        """The newest state that is there, not refused, and no newer than the journal says; 0 and None for none."""
-        for step in reversed(self._store.steps(job)):
-            if step <= newest and (job, step) not in self._refused:
-                with contextlib.suppress(StateError):  # the driver has dropped it meanwhile
-                    return step, self._store.read(job, step)[0]
+    def _newest(self, job: str) -> tuple[int, bytes | None]:
+        """The newest state that is there; 0 and None for none."""
+        for step in self._steps(job):
+            with contextlib.suppress(StateError):  # the driver has dropped it meanwhile
+                return step, self._store.read(job, step)[0]
         return 0, None
+
+    def _steps(self, job: str) -> Iterator[int]:
+        """Steps of states that are not refused, and no newer than the journal says, the newest first."""
+        newest = self._progress.get(job, Progress()).saved
+        return (s for s in reversed(self._store.steps(job)) if s <= newest and (job, s) not in self._refused)

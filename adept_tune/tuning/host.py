@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from adept_tune.errors import BackboneError
 from adept_tune.tuning.work import Report
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ class Host:
         return asdict(await goal.reached)
 
     async def fetch_state(self, name: str, incarnation: int, step: int) -> bytes:
-        """The trial's state at a step that it has reported and not gone on from.
+        """The trial's state at a step that it has reported; kept until it asks for a later one.
 
         Raises:
             RuntimeError: A later incarnation took its place, or nothing was kept of that step.
@@ -252,12 +253,16 @@ class Host:
         """Train no more, and give the reports that were not taken, and the states of the trials on their way to one.
 
         A step is given up between two passes and an evaluation between two parts of it. What is given of a trial is in
-        the order of its steps.
+        the order of its steps. One that has diverged on its way goes on from its last report, and does so again.
         """
         self._halt.set()
         engine = self._ready()
         async with self._taking():
-            on_their_way = [(name, goal) for name, goal in self._goals.items() if not goal.reached.done()]
+            on_their_way = [
+                (name, goal)
+                for name, goal in self._goals.items()
+                if not goal.reached.done() and not await self._in_thread(lambda g=goal: engine.diverged(g.slot))  # type: ignore[misc]
+            ]
             untaken = [
                 Saved(name, step, each.blob, each.report)
                 for name, kept in self._kept.items()
@@ -309,12 +314,24 @@ class Host:
             Seconds of one trial's step (``step_s``) and of one trial's evaluation (``evaluation_s``), the ``slots``,
             ``tokens_per_pass``, ``num_threads`` and ``num_lanes`` that they were measured with, the ``padded_share``,
             and the ``embedding_rms`` of the backbone.
+
+        Raises:
+            BackboneError: There is no room for one trial.
         """
         from adept_tune.engine.config import TrialConfig
+        from adept_tune.engine.memory import ran_out
 
         engine, trial = self._ready(), TrialConfig.model_validate(config)
         async with self._taking():
-            return await self._in_thread(lambda: _probe(engine, trial, companies, limits, num_steps))
+            try:
+                return await self._in_thread(lambda: _probe(engine, trial, companies, limits, num_steps))
+            except Exception as error:
+                if not ran_out(error):
+                    raise
+                raise BackboneError(
+                    f"model {self._plan.backbone['name']}: one trial does not fit the memory of this device "
+                    f"({self._plan.device}), not even a row at a time; free memory, or take a smaller model"
+                ) from error
 
     async def score(self, blob: bytes, where: str, split: Split) -> dict[str, Any]:
         """Score a saved trial alone on a split, as prediction does.
@@ -424,8 +441,8 @@ class Host:
                         self._go_on(name, goal)
                     else:
                         goal.reached.set_exception(outcome)
-                if any("CUDA error" in str(outcome) for outcome in outcomes.values()):
-                    os._exit(1)  # its context is broken and heals only with the process; the trials are started again
+                for outcome in outcomes.values():
+                    _end_if_broken(outcome)
             await asyncio.sleep(0)
 
     def _advance(self, engine: "Engine", goals: Mapping[str, _Goal]) -> dict[str, Report | Exception]:
@@ -500,7 +517,17 @@ class Host:
         return self._engine
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        except Exception as error:
+            _end_if_broken(error)
+            raise
+
+
+def _end_if_broken(outcome: object) -> None:
+    """End this process where a GPU's context is broken: only that heals it, and the trials are started again."""
+    if "CUDA error" in str(outcome):
+        os._exit(1)
 
 
 def _each(goals: Mapping[str, _Goal], do: Callable[[Mapping[str, _Goal]], Mapping[str, T]]) -> dict[str, T | Exception]:

@@ -30,6 +30,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 _REPORT_FIELDS = [field.name for field in fields(Report)]
 BROKER_S = 30.0  # to answer
+FETCHES, FETCH_AGAIN_S = 2, 0.5  # tries to fetch a state, and seconds between them
 ROOM_S = 1.0  # between two looks at the nodes
 SILENT_S = 60.0  # within which Ray finds out that a node is dead
 _MOST_PENDING = "100000"  # trials that Tune may ask resources for at once; `_Jobs` gives out no more than there is room
@@ -234,9 +235,14 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]  # Ray is untyp
             self._work.trouble(name, f"went on from an older state, because {refusal}")
         try:
             host = self._host(result["host"])
-            blob = b"" if report.diverged else ray.get(host.fetch_state.remote(name, incarnation, report.step))
-        except (ray.exceptions.RayError, ValueError):  # Ray says ValueError of a name that is gone
+            blob = b"" if report.diverged else self._fetched(host, name, incarnation, report.step)
+        except (ray.exceptions.ActorDiedError, ValueError):  # Ray says ValueError of a name that is gone
             # The host was lost with the state, so nothing is journalled. The trial finds out when it asks it next.
+            return False
+        except ray.exceptions.RayError as error:
+            if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, RuntimeError):
+                return False  # a later incarnation took its place
+            self._work.trouble(name, f"its report at step {report.step} was lost ({_cause(str(error))})", str(error))
             return False
         stop = self._work.report(name, report, lambda: blob)
         self._broker.journalled.remote(name, report.step)
@@ -244,9 +250,22 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]  # Ray is untyp
             host.leave.remote(name, incarnation)
         return stop
 
+    @staticmethod
+    def _fetched(host: Any, name: str, incarnation: int, step: int) -> bytes:
+        """A reported state; a host that cannot be reached is asked again."""
+        for tries_left in reversed(range(FETCHES)):
+            try:
+                blob: bytes = ray.get(host.fetch_state.remote(name, incarnation, step))
+                return blob
+            except ray.exceptions.ActorUnavailableError:
+                if not tries_left:
+                    raise
+                time.sleep(FETCH_AGAIN_S)
+        raise AssertionError("the last try returns or raises")
+
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> None:
         """A trial whose last report was taken has its end already; for any other the report was lost."""
-        name, reason = trial.config["job"]["name"], "its last report was lost with its host"
+        name, reason = trial.config["job"]["name"], "its last report was lost"
         self._reins.write(lambda: self._work.end(name, End.FAILED, reason), None)
 
     def _host(self, name: str) -> Any:
@@ -365,7 +384,13 @@ class _Ends(_Unsaved, Callback):  # type: ignore[misc]  # Ray is untyped here
             self._reins.fault = StoppedError(f"the search's broker has died ({_cause(error)}); --resume goes on")
             return
         if _node_lost(error) or _unreachable(error):
-            step, node = ray.get(self._broker.standing.remote(name))
+            try:
+                step, node = ray.get(self._broker.standing.remote(name))
+            except ray.exceptions.RayError as lost:
+                self._reins.fault = StoppedError(
+                    f"the search's broker cannot tell where {name} stands ({_cause(str(lost))}); --resume goes on"
+                )
+                return
             self._silent.append(_Silent(trial, name, step, node, error, _dead_nodes(), time.monotonic()))
             return
         self._failures[name] += 1

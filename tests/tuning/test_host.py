@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from adept_tune.engine.memory import Need
 from adept_tune.engine.state import TrialState
+from adept_tune.errors import BackboneError
 from adept_tune.tuning import host as host_module
 from adept_tune.tuning.host import Host, HostPlan, _within_memory
 from adept_tune.tuning.search import companies
@@ -275,6 +277,23 @@ def test_halting_gives_the_states_of_trials_on_their_way_and_trains_no_more():
     run(scene())
 
 
+def test_halting_does_not_save_a_trial_that_has_diverged_on_its_way():
+    async def scene():
+        host = made_host()
+        for seed, name in enumerate("ab"):
+            await host.join(name, 0, settings(seed), None)
+        host._over = lambda engine, goal: False  # as on a GPU, which is not asked before the goal
+        tasks = [asyncio.create_task(host.train_to(name, 0, 400, False)) for name in "ab"]
+        await asyncio.sleep(0.1)
+        host._engine._diverged_K[host._seats["a"][1]] = True
+        (saved,) = await host.halt()
+        assert saved.name == "b"
+        for task in tasks:
+            task.cancel()
+
+    run(scene())
+
+
 def test_halting_gives_an_evaluation_up_and_keeps_the_loss_that_its_report_needs():
     async def scene():
         host = made_host(num_slots=1)
@@ -361,6 +380,50 @@ def test_a_probe_leaves_every_slot_free_and_says_what_it_measured():
         await host.join("b", 0, settings(1), None)
 
     run(scene())
+
+
+def test_a_device_without_room_for_one_trial_is_told_in_one_message():
+    async def scene():
+        host = made_host()
+        host._plan = replace(PLAN, backbone={"name": "large"})
+
+        def step(slots):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+        host._engine.step = step
+        with pytest.raises(
+            BackboneError, match=r"model large: one trial does not fit the memory of this device \(cpu\)"
+        ):
+            await host.probe(settings(0), [1, 2], [None, 64])
+        await host.join("a", 0, settings(0), None)
+        await host.join("b", 0, settings(1), None)
+
+    run(scene())
+
+
+@pytest.mark.parametrize("where", ["joining", "stepping"])
+def test_a_broken_context_of_a_gpu_ends_the_process_wherever_it_shows(monkeypatch, where):
+    class Ended(BaseException):
+        pass
+
+    def end(code):
+        raise Ended
+
+    def broken(*arguments):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    async def scene():
+        host = made_host()
+        if where == "joining":
+            host._engine.join = broken
+        await host.join("a", 0, settings(0), None)
+        host._engine.step = broken
+        host._goals["a"] = SimpleNamespace(slot=0, step=3, reached=asyncio.get_running_loop().create_future())
+        await host._pump()
+
+    monkeypatch.setattr(host_module.os, "_exit", end)
+    with pytest.raises(Ended):
+        run(scene())
 
 
 @pytest.mark.parametrize(("num_threads", "num_lanes"), [(2, 2), (8, 1)])
