@@ -110,6 +110,7 @@ TASKS: dict[str, Task] = {
         hub=HubDataset(_GLUE, "qqp", _TRAIN_AND_VALIDATION),
         columns=("question1", "question2"),
         template="question1: {question1} question2: {question2}",
+        may_be_blank=("question1", "question2"),  # two training rows have no second question
         label_sets={"digits": _DIGITS, "words": ("not_duplicate", "duplicate")},
         split_rule="hold_out_train",
         metric="accuracy",

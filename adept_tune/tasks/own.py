@@ -42,7 +42,10 @@ def read_task_file(path: Path) -> Task:
     if not _is_list_of_texts(columns):
         faults.append(f"columns: {columns!r}; give a list of the text columns")
     if not isinstance(template, str) or (fields := _placeholders(template)) is None:
-        faults.append(f"template: {template!r}; give a text with one {{column}} a text column")
+        faults.append(
+            f"template: {template!r}; give a text with one {{column}} a text column, "
+            "whose name has no dots or brackets and is no number"
+        )
     elif _is_list_of_texts(columns) and fields != columns:
         faults.append(f"template: {template!r} has {fields}, columns are {columns}; make them equal")
     labels: dict[str, str] = content.get("labels") or {}
@@ -121,9 +124,11 @@ def _files(path: Path, rows: Any, faults: list[str]) -> tuple[dict[str, str], st
 
 def _placeholders(template: str) -> list[str] | None:
     try:
-        return placeholders(template)
-    except ValueError:
+        names = placeholders(template)
+        template.format_map(dict.fromkeys(names, ""))
+    except (ValueError, LookupError, AttributeError):  # what a name or a format of it may lead to
         return None
+    return names
 
 
 def _is_list_of_texts(value: Any) -> bool:

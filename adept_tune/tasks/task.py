@@ -58,6 +58,7 @@ class Task:
         columns: Text columns; in the order of the template where there are no `fields`.
         other_columns: Further columns that `fields` reads.
         answer_columns: Further columns that `answers`, `references` or `group` read.
+        may_be_blank: Text columns that hold nothing in some rows.
         template: Source text with one `{column}` a text column, or with the names that `fields` gives.
         fields: Row -> what fills the template, where that is not the columns as they are; raises `FieldError`.
         label_sets: Style ("digits", "words") -> the text of each label, by label number; empty with `answers`.
@@ -102,6 +103,7 @@ class Task:
     metric: str
     other_columns: tuple[str, ...] = ()
     answer_columns: tuple[str, ...] = ()
+    may_be_blank: tuple[str, ...] = ()
     fields: Callable[[Row], Mapping[str, str]] | None = None
     label_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     answers: Callable[[Row], Sequence[str]] | None = None
@@ -205,13 +207,13 @@ class Task:
             index: Number of the row there, the first being 0; only for the message of an error.
 
         Raises:
-            TaskError: A text column is missing, not a string, or empty.
+            TaskError: A text column is missing, not a string, or empty where it must not be.
 
         Source: the published code of DePT and ADePT (src/tasks.py), which adds no task name.
         """
         for column in self.columns:
             text = self._value(row, column, split, index)
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str) or not (text.strip() or column in self.may_be_blank):
                 raise TaskError(
                     f"{self._place(split, index)}: field {column!r} is {text!r}; "
                     "allowed: a string that is not blank; mend or remove the row"
@@ -268,6 +270,8 @@ class Task:
         if self.label_step is not None:
             return self._stepped(value, split, index)
         allowed = self.label_values or tuple(str(number) for number in range(self.num_labels))
+        if isinstance(value, bool) and self.label_values is not None:  # of a file that has such a type
+            value = next((text for text in self.label_values if text.lower() == str(value).lower()), value)
         worded = self.label_values is not None and isinstance(value, str)
         number = None if worded else _whole_number(value)
         text = value.strip() if worded else "" if number is None else str(number)  # the number of "01" is 1

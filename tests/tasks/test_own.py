@@ -112,6 +112,9 @@ def test_all_faults_of_a_file_are_told_together(tmp_path: Path) -> None:
         ("{}", "holds no keys"),
         ("metric: accuracy", "columns: None; give a list"),
         ("template: 'a {'", "template: 'a {'"),
+        ("columns: [a.b]\ntemplate: '{a.b}'", "whose name has no dots or brackets and is no number"),
+        ("columns: ['0']\ntemplate: '{0}'", "whose name has no dots or brackets and is no number"),
+        ("columns: [a]\ntemplate: '{a!x}'", "template: '{a!x}'"),
     ],
 )
 def test_a_file_that_is_none_is_told(tmp_path: Path, content: str | None, said: str) -> None:
@@ -121,6 +124,16 @@ def test_a_file_that_is_none_is_told(tmp_path: Path, content: str | None, said: 
     with pytest.raises(TaskError) as caught:
         get_task(str(path))
     assert said in str(caught.value)
+
+
+def test_a_column_of_booleans_may_be_the_label(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": i % 2 == 0} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "flags.yaml"
+    path.write_text("rows: rows.jsonl\ncolumns: [text]\ntemplate: '{text}'\nlabels: {'true': spam, 'false': ham}\n")
+    task = get_task(str(path))
+    assert [task.label_index(row) for row in rows[:2]] == [0, 1]
+    assert len(load_splits(task).train) > 0
 
 
 def test_a_row_that_does_not_fit_is_named(spam: Path) -> None:

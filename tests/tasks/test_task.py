@@ -20,6 +20,13 @@ def test_task_source_leaves_braces_in_a_text_alone() -> None:
     assert TASK.source({"sentence": "a {sentence} {0}"}) == "sentence: a {sentence} {0}"
 
 
+def test_a_question_of_qqp_may_be_blank_and_its_row_counts() -> None:
+    row = {"question1": "How can I create an Android app?", "question2": ""}
+    assert TASKS["qqp"].source(row) == "question1: How can I create an Android app? question2:"
+    with pytest.raises(TaskError, match="field 'question2' is None"):
+        TASKS["qqp"].source(row | {"question2": None})
+
+
 @pytest.mark.parametrize("value", [1, "1", " 1 ", 1.0])
 def test_task_label_index_reads_ints_digit_strings_and_whole_floats(value: Any) -> None:
     assert TASK.label_index({"label": value}) == 1
