@@ -10,7 +10,7 @@ new database several more, which the search spends starting up. Knows neither Ra
     for warning in tracker.close("FINISHED"): ...
 """
 
-from adept_tune.tracking.base import NullTracker, SearchInfo, Tracker
+from adept_tune.tracking.base import NullTracker, SearchInfo, Tracker, without_credentials
 from adept_tune.tracking.environment import git_commit, versions
 from adept_tune.tracking.mlflow_tracker import MlflowTracker
 from adept_tune.tracking.model import log_adapter
@@ -23,4 +23,5 @@ __all__ = [
     "git_commit",
     "log_adapter",
     "versions",
+    "without_credentials",
 ]

@@ -1,5 +1,6 @@
 """What every tracker promises, and what it is told about a search."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,11 @@ from typing import Any
 
 Event = Mapping[str, Any]
 """One line of the journal: `event` names the kind, `time` is in Unix seconds, `trial` is our own number."""
+
+
+def without_credentials(text: str) -> str:
+    """A text with user names and passwords taken out of the URIs in it: what others may read."""
+    return re.sub(r"(?<=://)[^/\s\"]*@", "", text)
 
 
 @dataclass(frozen=True)

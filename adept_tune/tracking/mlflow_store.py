@@ -62,6 +62,8 @@ def _experiment_id(client: Any, name: str, location: str | None) -> str:
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+    if found.lifecycle_stage == "deleted":  # in the page's trash; it takes no run there, and no other may have its name
+        client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
 
 

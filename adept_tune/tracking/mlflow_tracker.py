@@ -1,6 +1,8 @@
 """Shows a search in MLflow, in a local database or on a server."""
 
 import contextlib
+import os
+import ssl
 import sys
 import threading
 import time
@@ -14,7 +16,7 @@ from shlex import quote
 from urllib.parse import urlsplit, urlunsplit
 
 from adept_tune.errors import TrackingError
-from adept_tune.tracking.base import Event, SearchInfo, Tracker
+from adept_tune.tracking.base import Event, SearchInfo, Tracker, without_credentials
 from adept_tune.tracking.mlflow_store import database_path, open_store
 from adept_tune.tracking.runs import RunStore, SearchRuns
 from adept_tune.tracking.translate import translate
@@ -80,10 +82,7 @@ class MlflowTracker(Tracker):
     @property
     def shown_uri(self) -> str:
         """The tracking URI without user name and password, for messages."""
-        parts = urlsplit(self.uri)
-        if "@" not in parts.netloc:
-            return self.uri
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        return without_credentials(self.uri)
 
     @property
     def view_hint(self) -> str:
@@ -101,7 +100,8 @@ class MlflowTracker(Tracker):
         """Find out, before the search starts, whether the tracking URI can work. Takes 3 seconds at most.
 
         Raises:
-            TrackingError: The URI is of a kind MLflow cannot write to, or no MLflow server answers there.
+            TrackingError: The URI is of a kind MLflow cannot write to, no MLflow server answers there, or its file
+                cannot be written. Databases on servers are not asked.
         """
         scheme = urlsplit(self.uri).scheme.partition("+")[0]
         if scheme not in SERVER_SCHEMES + DATABASE_SCHEMES:
@@ -112,6 +112,8 @@ class MlflowTracker(Tracker):
                 "experiment folder"
             )
         if scheme not in SERVER_SCHEMES:
+            if scheme == "sqlite" and (fault := _file_fault(database_path(self.uri))):
+                raise TrackingError(f"--tracking-uri {self.shown_uri}: {fault}; give a place that you may write to")
             return
         fault = _health_fault(self.uri, CHECK_LIMIT_S)
         if fault is not None:
@@ -224,9 +226,19 @@ class MlflowTracker(Tracker):
 
 
 def _one_line(error: Exception) -> str:
-    """The first line of an error, with its kind."""
-    first = str(error).strip().partition("\n")[0]
+    """The first line of an error, with its kind; MLflow's own name the whole URI."""
+    first = without_credentials(str(error).strip().partition("\n")[0])
     return f"{type(error).__name__}: {first[:300]}"
+
+
+def _file_fault(database: Path) -> str | None:
+    """Why a database file cannot be made or written, None where it can."""
+    there = next(path for path in (database, *database.parents) if path.exists())
+    if there == database and not there.is_file():
+        return f"{there} is no file"
+    if there != database and not there.is_dir():
+        return f"{there} is no folder"
+    return None if os.access(there, os.W_OK) else f"{there} cannot be written"
 
 
 def _health_fault(uri: str, limit_s: float) -> str | None:
@@ -253,6 +265,8 @@ def _ask_health(uri: str, limit_s: float) -> str | None:
             return None  # a server that wants a password is there; MLflow sends it
         return f"GET /health answered {error.code}, which MLflow does not"
     except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLError):
+            return None  # it is there, and MLflow has settings of its own for certificates
         return f"no server answers ({error.reason})"
     except (OSError, ValueError) as error:
         return f"no server answers ({error})"

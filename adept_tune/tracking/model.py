@@ -1,6 +1,7 @@
 """Stores an exported adapter as an MLflow model, from code: nothing is pickled."""
 
 import contextlib
+import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ REQUIREMENTS = (
 ADAPTER_FILES = ("adapter.safetensors", "adapter.json")
 TEXT_COLUMN = "text"
 MODEL_NAME = "adapter"
+STORED = "stored_adapter"  # tag of a run: the model it has, and the hash of its description
 
 
 def log_adapter(
@@ -38,7 +40,8 @@ def log_adapter(
     """Store an exported adapter as a model that `mlflow.pyfunc.load_model` and `mlflow models serve` take.
 
     The model holds the adapter's files and a copy of this package's source, so it loads where adept_tune is
-    not installed. It touches neither MLflow's current run nor its global tracking URI.
+    not installed. It touches neither MLflow's current run nor its global tracking URI. What the run has stored
+    already is not stored again.
 
     Args:
         tracking: A tracking URI, or an `MlflowClient`.
@@ -64,6 +67,11 @@ def log_adapter(
 
     client = MlflowClient(tracking, tracking) if isinstance(tracking, str) else tracking
     run = client.get_run(run_id)
+    described = (adapter_dir / "adapter.json").read_bytes()  # which has the hash of the tensors
+    digest = hashlib.sha256(described + json.dumps(list(input_columns)).encode()).hexdigest()
+    model_id, _, known = run.data.tags.get(STORED, "").partition(" ")
+    if known == digest:
+        return f"models:/{model_id}"
     entry = client.create_logged_model(
         run.info.experiment_id,
         name=MODEL_NAME,
@@ -85,6 +93,7 @@ def log_adapter(
         raise
     client.finalize_logged_model(entry.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(entry.model_id, step=0)])
+    client.set_tag(run_id, STORED, f"{entry.model_id} {digest}")
     return f"models:/{entry.model_id}"
 
 

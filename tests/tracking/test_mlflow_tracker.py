@@ -4,10 +4,13 @@ import contextlib
 import math
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -16,7 +19,8 @@ from typing import Any
 import pytest
 
 from adept_tune.errors import TrackingError
-from adept_tune.tracking import MlflowTracker, NullTracker, SearchInfo, Tracker
+from adept_tune.tracking import MlflowTracker, NullTracker, SearchInfo, Tracker, without_credentials
+from adept_tune.tracking.mlflow_store import open_store
 from adept_tune.tracking.quiet import quiet
 from tests.tracking.fakes import INFO, STATES, TRACEBACK, FakeStore, proposed, search_events
 
@@ -174,6 +178,40 @@ def test_tracker_shows_no_password(tmp_path: Path) -> None:
     with pytest.raises(TrackingError) as caught:
         tracker.check()
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "ConnectionError: GET http://me:p@ss@host:5000/api failed",
+            "ConnectionError: GET http://host:5000/api failed",
+        ),
+        ('{"a": "postgresql://me:word@db/x", "b": "x@y.z"}', '{"a": "postgresql://db/x", "b": "x@y.z"}'),
+        ("sqlite:////home/me@home/x.db", "sqlite:////home/me@home/x.db"),
+    ],
+)
+def test_a_text_for_others_holds_no_password(text: str, shown: str) -> None:
+    assert without_credentials(text) == shown
+
+
+def test_check_file_that_cannot_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for uri, said in (
+        (f"sqlite:///{tmp_path}/file/x.db", f"{tmp_path}/file is no folder"),
+        (f"sqlite:///{tmp_path}", f"{tmp_path} is no file"),
+    ):
+        with pytest.raises(TrackingError, match=f"{said}; give a place that you may write to"):
+            MlflowTracker(uri, tmp_path).check()
+    MlflowTracker(f"sqlite:///{tmp_path}/new/x.db", tmp_path).check()
+
+
+def test_check_leaves_certificates_to_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError(ssl.SSLCertVerificationError("self-signed certificate"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    MlflowTracker("https://own.example", tmp_path).check()
 
 
 def test_check_default_database_needs_no_server(tmp_path: Path) -> None:
@@ -409,6 +447,15 @@ def test_mlflow_stores_nan_and_no_infinity(shown: Shown) -> None:
     assert math.isnan(metrics["train_loss"])
     assert math.isnan(metrics["validation_recall_5"])
     assert metrics["step"] == 40
+
+
+def test_mlflow_experiment_in_the_trash_is_taken_out(shown: Shown) -> None:
+    client = shown.client()
+    there = client.get_experiment_by_name("adept_tune").experiment_id
+    client.delete_experiment(there)
+    open_store(shown.uri, "adept_tune", None)
+    assert client.get_experiment(there).lifecycle_stage == "active"
+    assert shown.runs()
 
 
 def test_mlflow_database_writes_ahead(shown: Shown) -> None:

@@ -136,6 +136,13 @@ def test_model_is_shown_with_the_search(adapter: Path, database: MlflowTracker) 
     assert run.outputs.model_outputs
 
 
+def test_model_that_the_run_has_is_not_stored_again(database: MlflowTracker, adapter: Path) -> None:
+    first, again = (logged(database, adapter, ["a column of its own"])[0].model_id for _ in range(2))
+    assert first == again
+    (adapter / "adapter.json").write_text(json.dumps({"name": "another", "task": {}}))
+    assert logged(database, adapter, ["a column of its own"])[0].model_id != first
+
+
 def test_model_of_a_folder_that_is_no_adapter_is_refused(database: MlflowTracker, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no adapter.safetensors and no adapter.json; give a folder"):
         log_adapter(database.uri, "any", tmp_path)
