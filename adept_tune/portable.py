@@ -132,6 +132,8 @@ def export(adapter: "Adapter", folder: Path, fold: bool) -> None:
 
 
 def _export_in_model(adapter: "Adapter", method: "InModel", folder: Path, fold: bool) -> None:
+    from safetensors import SafetensorError
+
     if fold:
         raise MethodError(f"method {method.name}: has no offsets to fold; leave --fold out")
     files = in_model_files(method, adapter.info, adapter.sizes, adapter.tensors)
@@ -149,8 +151,8 @@ def _export_in_model(adapter: "Adapter", method: "InModel", folder: Path, fold: 
         if whole:
             adapter.backbone.model.save_pretrained(folder / MODEL)
             adapter.tokenizer.save_pretrained(folder / MODEL)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _write_model(adapter: "Adapter", folder: Path, decoder: bool) -> None:

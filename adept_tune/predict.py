@@ -70,7 +70,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         TaskError: The file cannot be read, or a line is not a JSON object; names the line.
     """
     try:
-        lines = path.read_text().split("\n")  # JSON may hold other line separators raw
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other line separators raw
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"--file {path}: {error}") from None
     rows = []

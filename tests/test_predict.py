@@ -197,6 +197,12 @@ def test_read_rows_takes_unicode_line_separators_for_text(tmp_path: Path, separa
         pytest.fail(str(error))
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('\ufeff{"sentence": "süß"}\n'.encode())
+    assert read_rows(path) == [{"sentence": "süß"}]
+
+
 def test_windows_line_ends_are_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"sentence": "a"}\r\n{"sentence": "b"}\r\n')

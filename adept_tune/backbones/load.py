@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from adept_tune import hub
 from adept_tune.backbones.base import Backbone
-from adept_tune.errors import BackboneError
+from adept_tune.errors import BackboneError, HubError
 
 Precision = Literal["fp32", "bf16"]
 
 ENCODER_DECODERS = ("t5", "mt5")
 DECODERS = ("gpt2", "llama", "mistral", "gemma", "gemma3_text", "qwen2", "qwen3")
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")  # some repositories hold the same once more
+_OLDER_WEIGHTS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 _TOKENIZER = ("config.json", "generation_config.json", "tokenizer*", "spiece.model", "special_tokens_map.json")
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model")
 _SAMPLE_BYTES = 1 << 20
@@ -118,7 +119,9 @@ def fetch_weights(info: BackboneInfo) -> None:
     with hub.access(f"the weights of {info.name}", "--model DIR"):
         from huggingface_hub import snapshot_download
 
-        snapshot_download(info.name, revision=info.revision, allow_patterns=[*_WEIGHTS, *_TOKENIZER])
+        found = Path(snapshot_download(info.name, revision=info.revision, allow_patterns=[*_WEIGHTS, *_TOKENIZER]))
+        if not any(found.glob("*.safetensors")):
+            snapshot_download(info.name, revision=info.revision, allow_patterns=_OLDER_WEIGHTS)
 
 
 def load_tokenizer(info: BackboneInfo) -> Any:
@@ -130,17 +133,19 @@ def load_tokenizer(info: BackboneInfo) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if info.local:
-        if not any((Path(info.name) / name).is_file() for name in _TOKENIZER_FILES):  # transformers would make one up
-            raise BackboneError(
-                f"model {info.name}: no readable tokenizer there; it needs {' or '.join(_TOKENIZER_FILES)}"
-            )
-        try:
+    if info.local and not any((Path(info.name) / name).is_file() for name in _TOKENIZER_FILES):
+        raise BackboneError(  # transformers would make one up
+            f"model {info.name}: no readable tokenizer there; it needs {' or '.join(_TOKENIZER_FILES)}"
+        )
+    try:
+        if info.local:
             return AutoTokenizer.from_pretrained(info.name)
-        except Exception as error:  # transformers and tokenizers raise whatever a damaged file leads them to
-            raise BackboneError(f"model {info.name}: no readable tokenizer ({error})") from error
-    with hub.access(f"the tokenizer of {info.name}", "--model DIR"):
-        return AutoTokenizer.from_pretrained(info.name, revision=info.revision)
+        with hub.access(f"the tokenizer of {info.name}", "--model DIR"):
+            return AutoTokenizer.from_pretrained(info.name, revision=info.revision)
+    except HubError:
+        raise
+    except Exception as error:  # transformers and tokenizers raise whatever a damaged file leads them to
+        raise BackboneError(f"model {info.name}: no readable tokenizer ({error})") from error
 
 
 def load_skeleton(info: BackboneInfo) -> Any:
@@ -154,11 +159,13 @@ def load_skeleton(info: BackboneInfo) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     kind = AutoModelForCausalLM if info.is_decoder else AutoModelForSeq2SeqLM
-    with hub.access(f"the model {info.name}", "--model DIR"):
-        config = AutoConfig.from_pretrained(info.name, **({} if info.local else {"revision": info.revision}))
     try:
+        with hub.access(f"the model {info.name}", "--model DIR"):
+            config = AutoConfig.from_pretrained(info.name, **({} if info.local else {"revision": info.revision}))
         with torch.device("meta"):
             return kind.from_config(config)
+    except HubError:
+        raise
     except Exception as error:  # whatever a configuration that does not fit leads transformers and torch to
         raise BackboneError(f"model {info.name}: config.json makes no model ({error})") from error
 
@@ -189,16 +196,16 @@ def load_backbone(info: BackboneInfo, device: str, precision: Precision = "fp32"
     kind = AutoModelForCausalLM if info.is_decoder else AutoModelForSeq2SeqLM
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     options = {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True}
-    if info.local:
-        try:
+    try:
+        if info.local:
             model, loaded = kind.from_pretrained(info.name, **options)
-        except Exception as error:  # transformers, safetensors and torch each raise their own kinds
-            raise BackboneError(
-                f"model {info.name}: cannot load its weights ({type(error).__name__}: {error})"
-            ) from error
-    else:
-        with hub.access(f"the weights of {info.name}", "--model DIR"):
-            model, loaded = kind.from_pretrained(info.name, revision=info.revision, **options)
+        else:
+            with hub.access(f"the weights of {info.name}", "--model DIR"):
+                model, loaded = kind.from_pretrained(info.name, revision=info.revision, **options)
+    except HubError:
+        raise
+    except Exception as error:  # transformers, safetensors and torch each raise their own kinds
+        raise BackboneError(f"model {info.name}: cannot load its weights ({type(error).__name__}: {error})") from error
     if loaded["missing_keys"]:  # transformers fills them with random numbers
         missing = ", ".join(sorted(loaded["missing_keys"])[:5])
         raise BackboneError(f"model {info.name}: its files lack {len(loaded['missing_keys'])} tensors, e.g. {missing}")

@@ -128,6 +128,7 @@ class Reader:
     ) -> None:
         self.lanes = lanes or Lanes()
         self.forget: Callable[[], bool] = nothing
+        self._forgot = False
         self._backbone = backbone
         self._method = method
         self._codec = codec
@@ -244,7 +245,9 @@ class Reader:
                     pass
                 return
             except TooLarge:
-                if not (self.forget() or self.lanes.halve()):
+                if self.forget() and not self._forgot:
+                    self._forgot = True  # what is forgotten comes back; the next time passes have to fit beside it
+                elif not self.lanes.halve():
                     self._tokens_per_pass //= 2
             release(self._backbone.device)
 

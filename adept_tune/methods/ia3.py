@@ -1,4 +1,7 @@
-"""IA3 (Liu et al., 2022): keys, values and the feed-forward layer's hidden units are scaled by learned vectors."""
+"""IA3 (Liu et al., 2022): keys, values and the feed-forward layer's hidden units are scaled by learned vectors.
+
+Of a decoder it is what PEFT scales there by default, of some the queries instead of the keys.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

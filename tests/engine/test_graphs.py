@@ -160,6 +160,32 @@ def test_out_of_memory_graphs_are_forgotten_before_a_pass_is_made_smaller(monkey
     assert engine.step_of(slot) == 1
 
 
+def test_where_forgotten_graphs_come_back_the_parts_of_an_evaluation_get_smaller_until_they_fit_beside(monkeypatch):
+    engine = made_engine(dtype=torch.float64)
+    slot = engine.join(TrialConfig(prompt_length=3, width=2, batch_size=4))
+    (expected,) = engine.evaluate([slot])
+    reader, read, held, runs_out = engine._reader, type(engine.backbone).read, [True], []
+    reader._tokens_per_pass = whole = 256
+
+    def cramped(backbone, embeds, *others):
+        if held and len(embeds) > 2:
+            runs_out.append(len(embeds))
+            raise torch.OutOfMemoryError("no memory beside the graphs")
+        return read(backbone, embeds, *others)
+
+    monkeypatch.setattr(type(engine.backbone), "read", cramped)
+    reader.forget = lambda: bool(held and held.pop())
+    seen = []
+    for _ in range(8):
+        (found,) = engine.evaluate([slot])
+        assert found.texts == expected.texts
+        seen.append(reader._tokens_per_pass)
+        held[:] = [True]
+    assert seen[:3] == [whole, whole // 2, whole // 4]
+    assert seen[-1] == seen[-2]
+    assert len(runs_out) == len(set(seen))
+
+
 def test_gradient_checkpointing_is_not_replayed(monkeypatch):
     engine = made_engine(dtype=torch.float64)
     graphs = engine.graphs = PassGraphs(engine.backbone, Captures())
