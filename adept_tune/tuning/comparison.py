@@ -226,6 +226,8 @@ def _check(request: Request, methods: Sequence[str], task: Task) -> None:
     Raises:
         AdeptError: They cannot; says what to give.
     """
+    if not methods:
+        raise SpecError(f"--method {request.method}: names no method")
     for method in methods:
         names = settings_of(get_method(method))
         for key in request.fixed or {}:

@@ -17,7 +17,7 @@ from adept_tune.engine.state import TrialState
 from adept_tune.errors import StoppedError, StorageError
 from adept_tune.tasks import Task
 from adept_tune.tasks.metrics import direction
-from adept_tune.tracking import MlflowTracker, SearchInfo, Tracker, git_commit, versions
+from adept_tune.tracking import MlflowTracker, SearchInfo, Tracker, git_commit, versions, without_credentials
 from adept_tune.tuning.cluster import ask, rewind
 from adept_tune.tuning.interrupt import Interrupt
 from adept_tune.tuning.journal import Event, Journal
@@ -400,7 +400,8 @@ def retraining_goes_on(events: Sequence[Event]) -> bool:
 
 def search_time_left_s(spec: SearchSpec, events: Sequence[Event]) -> float:
     """What a time budget leaves the search phase, less what earlier sessions spent on it and retraining will need."""
-    return (spec.time_budget_s or 0.0) - parts_s(events)["search"] - 1.1 * spec.retrain_s
+    start_s = spec.start_s if events else 0.0  # the first session counts its own
+    return (spec.time_budget_s or 0.0) - start_s - parts_s(events)["search"] - 1.1 * spec.retrain_s
 
 
 def progress_of(events: Sequence[Event]) -> dict[str, Progress]:
@@ -470,7 +471,7 @@ def _info(spec: SearchSpec, folder: Path, materials: Materials) -> SearchInfo:
         | ({"git_commit": commit} if commit else {}),
         artifacts={
             "space.yaml": yaml.safe_dump(spec.space, sort_keys=False),
-            SPEC: spec.model_dump_json(indent=2),
+            SPEC: without_credentials(spec.model_dump_json(indent=2)),
             "versions.txt": "".join(f"{name}=={version}\n" for name, version in found.items()),
         },
         columns=[name for name in dict.fromkeys([*space.method.parameters, *settings]) if name in settings],

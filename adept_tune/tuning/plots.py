@@ -163,7 +163,11 @@ def _optuna_study(record: Record) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = space_of(record)
-    distributions = {name: distribution(dimension) for name, dimension in space.dimensions.items()}
+    distributions = {
+        # A first point may lie between two steps, where Optuna takes none.
+        name: distribution(each.model_copy(update={"step": None}) if isinstance(each, Range) else each)
+        for name, each in space.dimensions.items()
+    }
     study = optuna.create_study(direction="maximize")
     for story in _scored(record):
         params = {name: story.params[name] for name in distributions}

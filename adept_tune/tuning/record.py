@@ -88,7 +88,9 @@ class Record:
             try:
                 record.take(event)
             except KeyError as error:
-                raise StateError(f"{folder / JOURNAL}: trial {error} was never proposed: {event}") from error
+                raise StateError(f"{folder / JOURNAL}: {error} is missing: {event}") from error
+            except StateError as error:
+                raise StateError(f"{folder}: {error}") from error
         record.parts_s = parts_s(events)
         return record
 
@@ -109,7 +111,7 @@ class Record:
             self._detail(self._story(event), kind.removeprefix("retrain_"), event)
 
     def finalists(self) -> dict[int, Spread]:
-        """Validation of each finalist over its finished seeds, best mean first as the console shows them."""
+        """Validation of each finalist over its finished seeds, in the order in which they were retrained."""
         spreads = {}
         for number in dict.fromkeys(number for number, _ in self.reruns):
             mine = [s for (n, _), s in self.reruns.items() if n == number and s.state == "FINISHED" and s.scores]
@@ -121,6 +123,8 @@ class Record:
 
     def _story(self, event: Event) -> TrialStory:
         number, seed = event["trial"], event.get("seed")
+        if number not in self.trials:
+            raise StateError(f"{JOURNAL}: trial {number} was never proposed: {event}")
         if seed is None:
             return self.trials[number]
         parent = self.trials[number]

@@ -173,6 +173,7 @@ def run_search(request: Request, console: Console, hosts: Hosts | None = None, d
                 ask(broker, share, "load", (materials.data,))  # a host that cannot load is told before any trial
             else:
                 spec, expected = _planned(request, draft, materials, broker, begun)
+                check_trials(spec, materials)  # now that their steps are settled
                 share = _share(spec, request.address)
                 for line in plan_lines(spec, materials, expected, share.concurrent):
                     console.say(line)
@@ -354,6 +355,7 @@ def _resumed(request: Request, draft: SearchSpec) -> tuple[Path, SearchSpec]:
         if not differences:
             kept = {
                 "search_id": old.search_id,
+                "start_s": old.start_s,
                 "retrain_s": old.retrain_s,
                 "expected_s": old.expected_s,
                 "padded_share": old.padded_share,
@@ -400,11 +402,14 @@ def check_folder(folder: Path) -> None:
     Raises:
         SpecError: It cannot; says why.
     """
-    if (folder / SPEC).exists() or (folder / JOURNAL).exists():
-        raise SpecError(f"--experiment {folder}: an experiment lives there already; give another folder")
-    if folder.exists() and not folder.is_dir():
-        raise SpecError(f"--experiment {folder}: is a file; give a folder")
-    there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    try:
+        if (folder / SPEC).exists() or (folder / JOURNAL).exists():
+            raise SpecError(f"--experiment {folder}: an experiment lives there already; give another folder")
+        if folder.exists() and not folder.is_dir():
+            raise SpecError(f"--experiment {folder}: is a file; give a folder")
+        there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    except OSError as error:  # no right to look, or a name that is too long
+        raise SpecError(f"--experiment {folder}: {error.strerror}; give another folder") from error
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise SpecError(f"--experiment {folder}: cannot write in {there}; give a folder you may write in")
 
@@ -413,6 +418,11 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
     """The spec with a trial and a step to stand in for what the probe decides."""
     sha256 = read_start(request.init_from, file.method, materials.info)[1] if request.init_from else None
     usual = DEMONSTRATION_BATCH_SIZE if materials.task.demonstration else DEFAULT_BATCH_SIZE
+    others = {
+        "labels": request.labels or "digits",
+        "batch_size": usual if request.batch_size is None else request.batch_size,
+    }
+    settled = {name: materials.space.fixed.get(name, value) for name, value in others.items()}
     try:
         return SearchSpec(
             search_id=uuid.uuid4().hex[:12],
@@ -427,10 +437,8 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
             fixed=dict(request.fixed or {}) | ({"labels": request.labels} if request.labels else {}),
             init_from=str(request.init_from.resolve()) if request.init_from else None,
             init_sha256=sha256,
-            labels=request.labels or "digits",
             trials=1 if request.trials is None else request.trials,
             max_steps=MOST_STEPS if request.max_steps is None else request.max_steps,
-            batch_size=usual if request.batch_size is None else request.batch_size,
             scheduler=request.scheduler,
             sampler=request.sampler,
             reduction_factor=request.reduction_factor,
@@ -440,12 +448,13 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
             slots=request.slots or companies(file.method, device, request.trials)[-1],
             device=device,  # type: ignore[arg-type]  # pydantic checks it
             precision=request.precision or best_precision(device, materials.info.d_model),
-            tokens_per_pass=request.tokens_per_pass or TOKENS_PER_PASS[device][0],
+            tokens_per_pass=TOKENS_PER_PASS[device][0] if request.tokens_per_pass is None else request.tokens_per_pass,
             max_failures=request.max_failures,
             num_threads=request.num_threads,
             time_budget_s=request.time_budget_s,
             storage=request.storage,
             tracking_uri=request.tracking_uri,
+            **settled,  # type: ignore[arg-type]  # pydantic checks them
         )
     except ValidationError as error:
         faults = "; ".join(
@@ -456,6 +465,7 @@ def _draft(request: Request, materials: Materials, file: SpaceFile, device: str)
 
 def _flag(field: str) -> str:
     """How the command line sets a field of the spec."""
+    field = "trials_per_gpu" if field == "slots" else field
     return f"--set {field}" if field in OPTIONS else f"--{field.replace('_', '-')}"
 
 
@@ -485,7 +495,19 @@ def check_before_ray(spec: SearchSpec, materials: Materials) -> None:
     if spec.storage is not None:
         Store(spec.storage).check()
     make_proposer(materials.space, spec.sampler, spec.seed)
-    for params in materials.space.corners():
+    check_trials(spec, materials)
+
+
+def check_trials(spec: SearchSpec, materials: Materials) -> None:
+    """See that whatever the space may propose makes a trial.
+
+    Raises:
+        SpecError: It does not, a warm-up longer than the trial for example.
+    """
+    space = materials.space
+    base = next(space.corners())
+    ends = [base | {name: end} for name, dimension in space.dimensions.items() for end in dimension.corners()]
+    for params in (*space.corners(), *space.points, *ends):
         try:
             trial_config(spec, materials.space, params, 0)
         except ValidationError as error:
@@ -534,6 +556,11 @@ def _planned(
             "raise it, or lower --max-steps, --finalists or --seeds"
         )
     settled = {"trials": trials, "max_steps": max_steps, "time_budget_s": budget, "retrain_s": expected.retrain_s}
-    settled |= {"slots": found.pop("num_slots"), "expected_s": expected.search_s + expected.retrain_s, **found}
+    settled |= {
+        "start_s": start_s,
+        "slots": found.pop("num_slots"),
+        "expected_s": expected.search_s + expected.retrain_s,
+        **found,
+    }
     settled |= {name: probed[name] for name in ("padded_share", "embedding_rms")}
     return draft.model_copy(update=settled), expected

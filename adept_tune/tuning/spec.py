@@ -56,6 +56,7 @@ class SearchSpec(BaseModel):
         time_budget_s: Wall time for everything; None for no limit.
         padded_share: Of the tokens of a step, as the probe found it.
         embedding_rms: Root mean square of the backbone's embeddings, as the probe found it.
+        start_s: Wall time of the first session until its plan was made.
         expected_s: Expected wall time of search, retraining and test.
         retrain_s: Expected wall time of retraining and testing, which the search leaves of the budget.
         storage: Where states are kept; None for the experiment folder.
@@ -82,11 +83,11 @@ class SearchSpec(BaseModel):
     batch_size: int = Field(default=DEFAULT_BATCH_SIZE, ge=1)
     scheduler: Scheduler = "asha"
     sampler: Sampler = "tpe"
-    reduction_factor: float = Field(default=3.0, gt=1)
+    reduction_factor: float = Field(default=3.0, gt=1, le=1000)
     finalists: int = Field(default=DEFAULT_FINALISTS, ge=1)
     seeds: int = Field(default=DEFAULT_SEEDS, ge=1)
     seed: int = Field(default=0, ge=0)
-    slots: int = Field(ge=1)
+    slots: int = Field(ge=1, le=1024)
     device: Literal["cpu", "cuda"]
     precision: Literal["fp32", "bf16"] = "fp32"
     tokens_per_pass: int | None = Field(default=None, ge=1)
@@ -96,6 +97,7 @@ class SearchSpec(BaseModel):
     time_budget_s: float | None = Field(default=None, gt=0)
     padded_share: float | None = None
     embedding_rms: float | None = None
+    start_s: float = Field(default=0.0, ge=0)
     expected_s: float | None = None
     retrain_s: float = Field(default=0.0, ge=0)
     storage: str | None = None

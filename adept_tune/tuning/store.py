@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ class Store:
         Raises:
             SpecError: It cannot.
         """
+        path = f"{self._root}/.written-{uuid.uuid4().hex}"
         try:
             self._files.makedirs(self._root, exist_ok=True)
+            self._files.pipe_file(path, b"")
+            self._files.rm_file(path)
         except Exception as error:  # each kind of storage has errors of its own
             raise SpecError(f"--storage {self._root}: cannot write there ({error}); give another") from error
 
@@ -93,10 +97,11 @@ class Store:
         return sorted(int(stem[5:-12]) for stem in stems if stem.startswith("step-") and stem.endswith(".safetensors"))
 
     def drop(self, job: str) -> None:
-        """Drop all states of a job."""
+        """Drop all states of a job, or leave what cannot be removed."""
         folder = f"{self._root}/{job}"
-        if self._files.exists(folder):
-            self._files.rm(folder, recursive=True)
+        with contextlib.suppress(Exception):  # states too many hurt nobody
+            if self._files.exists(folder):
+                self._files.rm(folder, recursive=True)
 
     def keep_only(self, jobs: set[str]) -> None:
         """Drop the states of all other jobs, and nothing that is not a job's."""
@@ -107,7 +112,7 @@ class Store:
         for name in names:
             job = str(name).rsplit("/", 1)[-1]
             if _JOB.fullmatch(job) and job not in jobs:
-                self._files.rm(name, recursive=True)
+                self.drop(job)
 
     def _path(self, job: str, step: int) -> str:
         return f"{self._root}/{job}/step-{step:08d}.safetensors"

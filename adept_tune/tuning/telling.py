@@ -46,6 +46,9 @@ def plan_lines(spec: SearchSpec, materials: Materials, expected: Estimate, concu
         f"Time      about {duration(expected.total_s)}{budget}: {duration(expected.start_s)} until here, "
         f"search {duration(expected.search_s)}, retrain and test {duration(expected.retrain_s)}"
     )
+    sources = [split.sources.lengths for split in (data.train, data.validation, data.test)]
+    if full := sum(int((lengths >= data.max_source_length).sum()) for lengths in sources):
+        yield f"Note      {full:,} sources have {data.max_source_length} tokens or more; what is beyond is not read"
     published, plateau = task.published_steps, task.plateau_steps
     if published and spec.max_steps < published:
         yield f"Note      published runs of {task.name} take {published:,} steps; these end at {spec.max_steps:,}"

@@ -179,6 +179,7 @@ def test_a_dry_run_writes_nothing(searched: list[Request], tmp_path: Path) -> No
     [
         ({"method": "adept,nosuch"}, "method 'nosuch' is unknown; choose one of adept"),
         ({"method": "lora,lora"}, "names a method twice"),
+        ({"method": ","}, "names no method"),
         ({"space": "adept"}, "--space: is for one method"),
         ({"init_from": Path("a")}, "--init-from: is for one method"),
         ({"time_budget_s": 60.0}, "--time-budget: would give methods unequal effort"),

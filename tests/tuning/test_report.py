@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from adept_tune import report as command
+from adept_tune.errors import StateError
+from adept_tune.tuning.plots import _optuna_study
 from adept_tune.tuning.record import Record, parts_s
 from adept_tune.tuning.report import write_report
 from adept_tune.tuning.space import read_space
@@ -116,6 +118,21 @@ def test_page_holds_everything_and_asks_for_nothing(experiment):
 def test_unfinished_search_has_a_report(experiment, num_events):
     journal(experiment, num_events)
     assert "There is none yet" in write_report(experiment)[0].read_text()
+
+
+def test_an_event_of_a_trial_that_was_never_proposed_is_refused(experiment):
+    journal(experiment, len(EVENTS))
+    record = Record(SearchSpec.read(experiment))
+    with pytest.raises(StateError, match=r"journal\.jsonl: trial 0 was never proposed"):
+        record.take(EVENTS[1])
+
+
+def test_a_first_point_between_two_steps_is_drawn(experiment):
+    journal(experiment, len(EVENTS))
+    lines = (experiment / "journal.jsonl").read_text().replace('"prompt_length": 10', '"prompt_length": 13')
+    (experiment / "journal.jsonl").write_text(lines)
+    study = _optuna_study(Record.read(experiment))
+    assert [trial.params["prompt_length"] for trial in study.trials] == [13, 13]
 
 
 def test_no_experiment_is_told(tmp_path, capsys):

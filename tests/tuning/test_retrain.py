@@ -341,3 +341,6 @@ def test_the_time_left_counts_the_search_of_all_sessions_and_the_retraining_to_c
     times = [("proposed", 0.0), ("reported", 200.0), ("resumed", 9000.0), ("reported", 9100.0), ("retraining", 9150.0)]
     events = [{"event": kind, "time": time} for kind, time in times]
     assert search_time_left_s(spec, events) == pytest.approx(1000 - 300 - 110)
+    begun_slowly = spec.model_copy(update={"start_s": 40.0})
+    assert search_time_left_s(begun_slowly, events) == pytest.approx(1000 - 40 - 300 - 110)
+    assert search_time_left_s(begun_slowly, []) == pytest.approx(1000 - 110)  # which is still counting it

@@ -279,6 +279,12 @@ def test_an_unknown_method_lists_the_methods(search, method):
         (["--trials-per-gpu", "many"], "--trials-per-gpu many: give a whole number of at least 1, or auto"),
         (["--time-budget", "soon"], "--time-budget soon: give a time above 0 such as 45s, 90m or 8h"),
         (["--time-budget", "0h"], "--time-budget 0h: give a time above 0"),
+        (["--trials-per-gpu", "100000"], "--trials-per-gpu=100000: Input should be less than or equal to 1024"),
+        (["--set", "tokens_per_pass=0"], "--set tokens_per_pass=0: Input should be greater than or equal to 1"),
+        (
+            ["--set", "reduction_factor=1e200"],
+            "--set reduction_factor=1e+200: Input should be less than",
+        ),
     ],
 )
 def test_an_amount_that_cannot_be_is_told(search, arguments, said):
@@ -338,6 +344,16 @@ def test_a_file_in_the_way_of_the_folder_is_told(search, tmp_path):
 def test_a_program_in_the_way_of_the_folder_is_told(search, tmp_path):
     (tmp_path / "program").touch(mode=0o755)
     assert "--experiment" in search("--experiment", str(tmp_path / "program" / "new"))
+
+
+def test_a_warm_up_that_a_space_may_make_longer_than_a_trial_is_told(search, tmp_path):
+    space = tmp_path / "space.yaml"
+    space.write_text("extends: adept\nparameters:\n  warmup_steps: {low: 0, high: 1000, step: 10}\npoints: []\n")
+    assert "warmup_steps=1000" in search("--max-steps", "500", "--space", str(space))
+
+
+def test_a_folder_whose_name_is_too_long_is_told(search, tmp_path):
+    assert "File name too long; give another folder" in search("--experiment", str(tmp_path / ("x" * 300)))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

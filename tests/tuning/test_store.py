@@ -114,6 +114,29 @@ class StoreContract:
             "trial-0001/step-00000005.safetensors",
         ]
 
+    def test_what_cannot_be_removed_stays_and_stops_nothing(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refused(*_: object, **__: object) -> None:
+            raise PermissionError("not yours")
+
+        store.write("trial-0001", 5, b"state")
+        monkeypatch.setattr(store._files, "rm", refused)
+        store.drop("trial-0001")
+        store.keep_only(set())
+        assert store.steps("trial-0001") == [5]
+
+    def test_a_check_writes_and_leaves_nothing(self, store: Store, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        store.check()
+        assert self.files(root) == []
+
+        def refused(*_: object, **__: object) -> None:
+            raise PermissionError("not yours")
+
+        monkeypatch.setattr(store._files, "pipe_file", refused)
+        with pytest.raises(SpecError, match=r"cannot write there \(not yours\)"):
+            store.check()
+
     def test_keep_only_of_an_empty_store_does_nothing(self, store: Store) -> None:
         store.keep_only({"trial-0001"})
         assert store.steps("trial-0001") == []
