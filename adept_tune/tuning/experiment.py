@@ -351,10 +351,7 @@ class Experiment:
         gain = retrain.gain(winner.number, baseline.number)
         if gain is None:
             return "Winner and first point share no finished seed, so they cannot be compared."
-        return (
-            f"Against the space's first point (trial {baseline.number}): {gain.mean:+.4f} ± {gain.se:.4f} on "
-            "validation, mean and standard error of the differences seed by seed (seeds only)."
-        )
+        return f"Against the space's first point (trial {baseline.number}): {gain.difference()}."
 
     def _outlook(self) -> Outlook:
         task = self.materials.task

@@ -260,7 +260,7 @@ class Host:
         async with self._taking():
             on_their_way = [
                 (name, goal)
-                for name, goal in self._goals.items()
+                for name, goal in list(self._goals.items())  # more may set out meanwhile, and come no further
                 if not goal.reached.done() and not await self._in_thread(lambda g=goal: engine.diverged(g.slot))  # type: ignore[misc]
             ]
             untaken = [

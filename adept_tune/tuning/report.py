@@ -9,6 +9,7 @@ from adept_tune.console import shown
 from adept_tune.tasks import get_task
 from adept_tune.tuning.plots import draw_all
 from adept_tune.tuning.record import Record, TrialStory
+from adept_tune.tuning.retrain import Spread
 
 REPORT, PLOTS = "report.html", "plots"
 
@@ -103,11 +104,8 @@ def _baseline(baseline: dict[str, Any] | None) -> str:
     """By how much the winner is above the space's first point."""
     if baseline is None or "gain" not in baseline:
         return ""
-    gain = baseline["gain"]
-    return (
-        f"<p>Against the space's first point (trial {baseline['trial']}): {gain['mean']:+.4f} ± {gain['se']:.4f} on "
-        "validation, mean and standard error of the differences seed by seed (seeds only).</p>"
-    )
+    gain = Spread(*(baseline["gain"][name] for name in ("mean", "sd", "se")))
+    return f"<p>Against the space's first point (trial {baseline['trial']}): {gain.difference()}.</p>"
 
 
 def _trials(record: Record) -> str:

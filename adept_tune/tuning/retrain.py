@@ -45,6 +45,15 @@ class Spread:
         sd = stdev(values) if len(values) > 1 else 0.0
         return cls(fmean(values), sd, sqrt(sd**2 / len(values) + fmean(error**2 for error in errors)))
 
+    def difference(self) -> str:
+        """The figures as those of differences seed by seed, for people; one seed tells no error."""
+        if self.se == 0:
+            return f"{self.mean:+.4f} on validation, of one seed or of seeds that agree"
+        return (
+            f"{self.mean:+.4f} ± {self.se:.4f} on validation, mean and standard error of the differences seed by seed "
+            "(seeds only)"
+        )
+
     def as_dict(self) -> dict[str, float]:
         """Plain values."""
         return {"mean": self.mean, "sd": self.sd, "se": self.se}

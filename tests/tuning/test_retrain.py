@@ -336,6 +336,11 @@ def test_a_retraining_goes_on_where_it_was_interrupted_and_begins_anew_where_it_
     assert retraining_goes_on(events) is expected
 
 
+def test_a_difference_of_one_seed_is_told_without_an_error():
+    assert Spread.of([0.0123], [0.0]).difference() == "+0.0123 on validation, of one seed or of seeds that agree"
+    assert Spread.of([0.01, 0.03], [0.0, 0.0]).difference().startswith("+0.0200 ± 0.0100 on validation, mean and")
+
+
 def test_the_time_left_counts_the_search_of_all_sessions_and_the_retraining_to_come():
     spec = SearchSpec(**spec_fields(time_budget_s=1000.0, retrain_s=100.0))
     times = [("proposed", 0.0), ("reported", 200.0), ("resumed", 9000.0), ("reported", 9100.0), ("retraining", 9150.0)]
