@@ -254,8 +254,8 @@ def _health_fault(uri: str, limit_s: float) -> str | None:
 
 
 def _ask_health(uri: str, limit_s: float) -> str | None:
-    parts = urlsplit(uri)
-    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/") + "/health")
+    parts = urlsplit(without_credentials(uri))
+    bare = parts._replace(path=parts.path.rstrip("/") + "/health")
     try:
         with urllib.request.urlopen(urlunsplit(bare), timeout=limit_s) as answer:
             return None if answer.status == 200 else f"GET /health answered {answer.status}"

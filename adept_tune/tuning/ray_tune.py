@@ -30,7 +30,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 _REPORT_FIELDS = [field.name for field in fields(Report)]
 BROKER_S = 30.0  # to answer
-FETCHES, FETCH_AGAIN_S = 2, 0.5  # tries to fetch a state, and seconds between them
+FETCH_AGAIN_S = 0.5  # before a state is asked for once more
 ROOM_S = 1.0  # between two looks at the nodes
 SILENT_S = 60.0  # within which Ray finds out that a node is dead
 _MOST_PENDING = "100000"  # trials that Tune may ask resources for at once; `_Jobs` gives out no more than there is room
@@ -252,16 +252,13 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]  # Ray is untyp
 
     @staticmethod
     def _fetched(host: Any, name: str, incarnation: int, step: int) -> bytes:
-        """A reported state; a host that cannot be reached is asked again."""
-        for tries_left in reversed(range(FETCHES)):
-            try:
-                blob: bytes = ray.get(host.fetch_state.remote(name, incarnation, step))
-                return blob
-            except ray.exceptions.ActorUnavailableError:
-                if not tries_left:
-                    raise
-                time.sleep(FETCH_AGAIN_S)
-        raise AssertionError("the last try returns or raises")
+        """A reported state; a host that cannot be reached is asked once more."""
+        try:
+            blob: bytes = ray.get(host.fetch_state.remote(name, incarnation, step))
+        except ray.exceptions.ActorUnavailableError:
+            time.sleep(FETCH_AGAIN_S)
+            blob = ray.get(host.fetch_state.remote(name, incarnation, step))
+        return blob
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> None:
         """A trial whose last report was taken has its end already; for any other the report was lost."""
